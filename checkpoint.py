@@ -1,0 +1,105 @@
+"""Checkpoints: one file of plain values and tensors, with its SHA-256 behind it. Nothing in it is ever executed.
+
+A checkpoint describes itself: "config" of the model, its weights ("model", or "lora" and "adapter" beside the "base"
+they belong to), "tokenizer", "template" and "stop" ids, the run's "args", its "step" and "optimizer".
+"""
+
+import contextlib
+import hashlib
+import os
+import pickle
+import sys
+from pathlib import Path
+
+import torch
+
+from lora import attach_adapter, merge_lora
+from model import GPT, GPTConfig
+from tokenizer import Tokenizer
+
+HERE = Path(__file__).resolve().parent
+TRAILER = "\nsha256 {}\n"
+TRAILER_SIZE = len(TRAILER.format("0" * 64))
+
+
+def find_file(path: str | Path) -> Path:
+    """The path as given, else under data/, else under the repository. Raises FileNotFoundError."""
+    for candidate in (Path(path), HERE / "data" / path, HERE / path):
+        if candidate.exists():
+            return candidate
+    raise FileNotFoundError(f"{path}: no such file (nor under {HERE / 'data'})")
+
+
+def save_checkpoint(path: Path, content: dict) -> None:
+    """Write beside, sync, rename: under its name there is never half a file."""
+    temporary = path.with_suffix(".tmp")
+    torch.save(content, temporary)
+    with open(temporary, "rb+") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0, os.SEEK_END)
+        file.write(TRAILER.format(digest).encode())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    with contextlib.suppress(OSError):  # the rename itself, where the system can sync a folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether the file ends in the SHA-256 of all that stands before."""
+    digest, left = hashlib.sha256(), path.stat().st_size - TRAILER_SIZE
+    if left < 0:
+        return False
+    with open(path, "rb") as file:
+        while left:
+            chunk = file.read(min(left, 1 << 20))
+            digest.update(chunk)
+            left -= len(chunk)
+        return file.read() == TRAILER.format(digest.hexdigest()).encode()
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Newest first."""
+    return sorted(folder.glob("checkpoint-*.pt"), reverse=True)
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """The content of a checkpoint file, or of the newest whole one in a run's folder, and its path as "file".
+
+    Raises FileNotFoundError, and ValueError where the file is damaged or of another kind.
+    """
+    path = find_file(path)
+    for file in checkpoints_in(path) if path.is_dir() else [path]:
+        if is_whole(file):
+            break
+        print(f"{file}: damaged (its checksum does not match)", file=sys.stderr)
+    else:
+        raise ValueError(f"{path}: no whole checkpoint here; give a checkpoint, or the folder of a run of sft.py")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        return {**content, "file": str(file)}
+    except (pickle.UnpicklingError, RuntimeError, TypeError, EOFError) as error:
+        raise ValueError(f"{file}: not a checkpoint of sft.py ({type(error).__name__})") from None
+
+
+def load_checkpoint(path: str | Path, device: str = "cpu", dropout: float = 0.0) -> tuple[GPT, Tokenizer, dict]:
+    """The model, in float32; its tokenizer; and all else that the file holds: "template" (None for a base), "stop"
+    ids, "base", "args", "step", "optimizer". A LoRA run's model is put together from its base and its adapter.
+
+    Raises FileNotFoundError, and ValueError where a file is damaged, or the base not the one that was trained on.
+    """
+    saved = read_checkpoint(path)
+    try:
+        tokenizer = Tokenizer.from_state(saved.pop("tokenizer"))
+        if "adapter" in saved:
+            base, _, _ = load_checkpoint(saved["base"]["path"], dropout=dropout)
+            model = attach_adapter(merge_lora(base), saved, saved["file"])
+            del saved["adapter"]
+        else:
+            model = GPT(GPTConfig(**{**saved["config"], "dropout": dropout}))
+            model.load_state_dict({name: tensor.float() for name, tensor in saved.pop("model").items()}, strict=True)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{saved['file']}: not a checkpoint of sft.py ({type(error).__name__}: {error})") from error
+    return model.to(device).eval(), tokenizer, saved

@@ -1,0 +1,135 @@
+"""Make the embedded base from scratch: documents, tokenizer, pretraining. The result is data/base.pt.
+
+    python data/make_base.py
+
+The documents (world.py) are running text: no chat, no instructions, no questions with answers. The same command gives
+the same file on the same machine and number of threads.
+"""
+
+import argparse
+import itertools
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from checkpoint import save_checkpoint  # noqa: E402
+from data.world import documents  # noqa: E402
+from model import GPT, GPTConfig  # noqa: E402
+from sft import keep_freed_memory, learning_rate, nll_sum  # noqa: E402
+from tokenizer import END_OF_TEXT, Tokenizer, train_bpe  # noqa: E402
+
+VAL_TOKENS = 100_000  # the end of the stream is never trained on
+
+
+def encode_stream(tokenizer: Tokenizer, n_tokens: int, seed: int) -> np.ndarray:
+    """The first `n_tokens` ids of the document stream, each document followed by end-of-text."""
+    stream, size = [], 0
+    for document in documents(seed):
+        ids = [*tokenizer.encode(document), tokenizer.special(END_OF_TEXT)]
+        stream.append(np.array(ids, np.int32))
+        size += len(ids)
+        if size >= n_tokens:
+            return np.concatenate(stream)[:n_tokens]
+    raise AssertionError("the stream of documents never ends")
+
+
+def windows(stream: np.ndarray, length: int) -> torch.Tensor:
+    """Cut a stream into windows of inputs and the next token, (n, length + 1); they overlap by one token."""
+    n = (len(stream) - 1) // length
+    return torch.from_numpy(np.stack([stream[i * length : (i + 1) * length + 1] for i in range(n)])).long()
+
+
+@torch.no_grad()
+def mean_loss(model: GPT, data: torch.Tensor, device: str) -> float:
+    total = sum(
+        nll_sum(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).item() for ids in data.to(device).split(8)
+    )
+    return total / (data.shape[0] * (data.shape[1] - 1))
+
+
+def make_optimizer(model: GPT) -> torch.optim.AdamW:
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
+    vectors = [parameter for parameter in model.parameters() if parameter.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+
+
+def pretrain(model: GPT, stream: np.ndarray, args: argparse.Namespace, device: str) -> int:
+    """One pass over the stream, with a line of progress every few seconds; gives the number of steps.
+
+    Four fifths go in short windows, which cost less attention and hold most documents whole; the last fifth in windows
+    of the whole context, so that all positions are learned.
+    """
+    optimizer = make_optimizer(model)
+    turn = len(stream) * 4 // 5
+    batches = []
+    for part, length in ((stream[:turn], args.context // 4), (stream[turn:], args.context)):
+        shuffled = windows(part, length)[torch.randperm((len(part) - 1) // length)]
+        batches += shuffled.split(args.batch_tokens // length)
+    started = shown = time.monotonic()
+    for step, ids in enumerate(batches, 1):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, len(batches), 100, args.lr)
+        ids = ids.to(device)
+        loss = nll_sum(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()) / ids[:, 1:].numel()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if time.monotonic() - shown > 10 or step == len(batches):
+            shown = time.monotonic()
+            speed = f"{step * args.batch_tokens / (shown - started):,.0f} tokens/s"
+            minutes = (len(batches) - step) * (shown - started) / step / 60
+            print(
+                f"step {step:,}/{len(batches):,}  loss {loss.item():.3f}  {speed}  {minutes:.1f} minutes left",
+                flush=True,
+            )
+    return len(batches)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Make tokenizer and base model from scratch.")
+    parser.add_argument("--out", default=str(HERE / "base.pt"))
+    parser.add_argument("--tokens", type=int, default=12_000_000, help="length of the training text (%(default)s)")
+    parser.add_argument("--vocab-size", type=int, default=2048)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--channels", type=int, default=192)
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens in a step (%(default)s)")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    keep_freed_memory()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    characters = itertools.accumulate(documents(args.seed), lambda size, text: size + len(text), initial=0)
+    n_documents = next(n for n, size in enumerate(characters) if size > 4_000_000)
+    tokenizer = train_bpe(itertools.islice(documents(args.seed), n_documents), args.vocab_size)
+    print(f"tokenizer: {tokenizer.n_vocab:,} tokens, learned from {n_documents:,} documents", flush=True)
+    stream = encode_stream(tokenizer, args.tokens + VAL_TOKENS, args.seed)
+
+    torch.manual_seed(args.seed)
+    config = GPTConfig(tokenizer.n_vocab, args.context, args.layers, math.ceil(args.channels / 32), args.channels)
+    model = GPT(config).to(device)
+    print(f"model: {sum(p.numel() for p in model.parameters()):,} parameters; {args.tokens:,} tokens", flush=True)
+    steps = pretrain(model, stream[: args.tokens], args, device)
+    print(f"loss on held-out documents: {mean_loss(model, windows(stream[args.tokens :], args.context), device):.4f}")
+    weights = {
+        name: tensor.half().cpu() for name, tensor in model.state_dict().items()
+    }  # half: small in the repository
+    content = {"config": vars(config), "model": weights, "tokenizer": tokenizer.state()}
+    content |= {"template": None, "stop": [tokenizer.special(END_OF_TEXT)], "step": steps, "args": vars(args)}
+    save_checkpoint(Path(args.out), content)
+    print(f"wrote {args.out}: {Path(args.out).stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""LoRA: train a low-rank difference instead of the weights (Hu et al., 2021, https://arxiv.org/abs/2106.09685).
+
+A linear layer W becomes W + scale * B A, with A (rank, in) random and B (out, rank) zero, so that nothing changes at
+first. Scale is alpha / rank, or alpha / sqrt(rank) with `rslora` (Kalajdzievski, 2023,
+https://arxiv.org/abs/2312.03732). The base is frozen and never written to.
+
+A base that never saw the chat format cannot say its stop token through adapters alone: the rows of new special tokens
+are trained too, as a difference that starts at zero, on the way in and on the way out.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+ALL_TARGETS = ("attn.qkv", "attn.proj", "mlp.up", "mlp.down")
+
+
+@dataclass
+class LoraConfig:
+    rank: int
+    alpha: float
+    dropout: float
+    targets: tuple[str, ...]  # names of linear layers, whole or from a dot on: "mlp.up" is every block's
+    token_ids: tuple[int, ...]  # tokens whose rows are trained
+    rslora: bool
+    fingerprint: str  # of the base, as it was before its vocabulary grew
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+class LoraLinear(nn.Module):
+    """A linear layer with a trained low-rank difference beside it."""
+
+    def __init__(self, base: nn.Linear, config: LoraConfig):
+        super().__init__()
+        self.base, self.scale = base, config.scale
+        self.lora_a = nn.Parameter(base.weight.new_empty(config.rank, base.in_features))
+        self.lora_b = nn.Parameter(base.weight.new_zeros(base.out_features, config.rank))
+        self.dropout = nn.Dropout(config.dropout)
+        nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, in) -> (N, out)
+        return self.base(x) + F.linear(F.linear(self.dropout(x), self.lora_a), self.lora_b) * self.scale
+
+    def merged(self) -> nn.Linear:
+        self.base.weight.data += self.scale * (self.lora_b @ self.lora_a).data
+        return self.base
+
+
+class LoraTokens(nn.Module):
+    """A token embedding with a trained difference for a few rows, used in the embedding and in the head alike."""
+
+    def __init__(self, base: nn.Module, token_ids: Sequence[int]):
+        super().__init__()
+        self.base = base
+        self.register_buffer("token_ids", torch.tensor(token_ids, device=base.weight.device), persistent=False)
+        self.lora_rows = nn.Parameter(base.weight.new_zeros(len(token_ids), base.weight.shape[1]))
+
+    def forward(self, ids: Tensor) -> Tensor:  # (...) -> (..., C)
+        is_token = (ids[..., None] == self.token_ids).to(self.lora_rows.dtype)  # (..., number of tokens)
+        return self.base(ids) + is_token @ self.lora_rows
+
+    def logits(self, x: Tensor) -> Tensor:  # (n, C) -> (n, V)
+        difference = F.linear(x, self.lora_rows)  # (n, number of tokens)
+        return self.base.logits(x).index_add(1, self.token_ids, difference)
+
+    def merged(self) -> nn.Module:
+        self.base.weight.data[self.token_ids] += self.lora_rows.data
+        return self.base
+
+
+def add_lora(
+    model: nn.Module,
+    rank: int = 8,
+    alpha: float = 16,
+    dropout: float = 0.0,
+    targets: Sequence[str] = ALL_TARGETS,
+    token_ids: Sequence[int] = (),
+    rslora: bool = False,
+) -> nn.Module:
+    """Freeze `model` and put adapters on the linear layers that `targets` name, in place.
+
+    A target is a layer's whole name or its end from a dot on: "mlp.up", "blocks.0.attn.qkv". Rows of `token_ids` are
+    trained as well; the vocabulary grows where they are new. A's random numbers come from torch's global generator.
+    Raises ValueError where a target names no linear layer, where rank, alpha or dropout are out of range, and where
+    adapters are there already.
+    """
+    if getattr(model, "lora", None):
+        raise ValueError("the model has adapters already; merge them first")
+    if rank < 1 or alpha <= 0 or not 0 <= dropout < 1 or not targets:
+        raise ValueError(
+            f"LoRA needs rank >= 1, alpha > 0, 0 <= dropout < 1 and a target, not {rank=} {alpha=} {dropout=}"
+        )
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    chosen = {target: [name for name in linears if f".{name}".endswith(f".{target}")] for target in targets}
+    for target, names in chosen.items():
+        if not names:
+            endings = ", ".join(sorted({".".join(name.split(".")[-2:]) for name in linears}))
+            raise ValueError(f"no linear layer is named {target!r}; there are {endings}")
+    model.lora = LoraConfig(rank, alpha, dropout, tuple(targets), tuple(token_ids), rslora, fingerprint(model))
+    model.requires_grad_(False)
+    for name in dict.fromkeys(name for names in chosen.values() for name in names):
+        replace(model, name, LoraLinear(linears[name], model.lora))
+    if token_ids:
+        model.grow_vocab(max(token_ids) + 1)
+        model.tok_emb.requires_grad_(False)
+        model.tok_emb = LoraTokens(model.tok_emb, token_ids)
+    return model
+
+
+def merge_lora(model: nn.Module) -> nn.Module:
+    """Add the differences to the weights and take the adapters out, in place. Without adapters, nothing changes."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, (LoraLinear, LoraTokens)):
+            replace(model, name, module.merged())
+    model.lora = None
+    return model.requires_grad_(True)
+
+
+def replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, module)
+
+
+def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The trained tensors alone, by name."""
+    return {name: tensor for name, tensor in model.state_dict().items() if ".lora_" in name}
+
+
+def adapter_state(model: nn.Module) -> dict:
+    """All that `load_lora` needs, as plain values and tensors: {"lora": configuration, "adapter": tensors}."""
+    return {"lora": {**asdict(model.lora)}, "adapter": lora_state_dict(model)}
+
+
+def save_lora(model: nn.Module, path: str | Path) -> None:
+    torch.save(adapter_state(model), path)
+
+
+def load_lora(model: nn.Module, path: str | Path) -> nn.Module:
+    """Put the adapter of a file (from `save_lora`, or a checkpoint of a LoRA run) on its base, in place.
+
+    Raises ValueError where the file holds no adapter, or one that was trained on another base.
+    """
+    return attach_adapter(model, torch.load(path, map_location="cpu", weights_only=True), str(path))
+
+
+def attach_adapter(model: nn.Module, saved: dict, origin: str) -> nn.Module:
+    if "adapter" not in saved:
+        raise ValueError(f"{origin} holds no LoRA adapter")
+    arguments = dict(saved["lora"])
+    if arguments.pop("fingerprint") != fingerprint(model):
+        raise ValueError(f"{origin} was trained on another base model than this one")
+    add_lora(model, **arguments)
+    missing_or_unknown = lora_state_dict(model).keys() ^ saved["adapter"].keys()
+    if missing_or_unknown:
+        raise ValueError(f"{origin} does not fit its own configuration: {sorted(missing_or_unknown)[0]}")
+    model.load_state_dict(saved["adapter"], strict=False)  # strict over the adapter: checked just above
+    return model
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over the names, types, shapes and bytes of all weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()

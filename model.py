@@ -1,0 +1,304 @@
+"""A GPT: GPT-2's architecture, exact enough for its published weights, and generation with a key-value cache.
+
+Pre-norm transformer blocks, learned positions, GELU in its tanh form, biases, and one matrix for the token embedding
+and the output head (Radford et al., 2019). Shapes are written with one set of letters throughout:
+
+    B  sequences in a batch         C  channels (config.n_embd)
+    T  positions in a sequence      H  attention heads
+    V  rows of the vocabulary       D  channels of a head, C = H * D
+    N  real tokens in a batch: B * T without padding, fewer with it
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass
+class GPTConfig:
+    vocab_size: int  # V: rows of the embedding and columns of the logits
+    context_length: int  # the most tokens that the model can look at
+    n_layer: int = 6
+    n_head: int = 6
+    n_embd: int = 192
+    dropout: float = 0.0
+    n_vocab: int = 0  # ids that exist; the rows after them are padding and never sampled (0: all rows exist)
+
+    def __post_init__(self) -> None:
+        self.n_vocab = self.n_vocab or self.vocab_size
+        if self.n_embd % self.n_head or not 0 < self.n_vocab <= self.vocab_size:
+            raise ValueError(f"n_embd must be a multiple of n_head, and n_vocab at most vocab_size: {self}")
+
+
+class KVCache:
+    """The keys and values of every position so far, so that a new token costs one position instead of all."""
+
+    def __init__(self, config: GPTConfig, batch_size: int, capacity: int, like: Tensor):
+        head_size = config.n_embd // config.n_head
+        # (layer, key or value, B, H, capacity, D)
+        self.kv = like.new_zeros(config.n_layer, 2, batch_size, config.n_head, capacity, head_size)
+        self.lengths = torch.zeros(batch_size, dtype=torch.long, device=like.device)  # (B,) tokens in the cache
+
+    def positions(self, n_new: int) -> Tensor:
+        """(B, T) where the next `n_new` tokens of each sequence stand."""
+        return self.lengths[:, None] + torch.arange(n_new, device=self.lengths.device)
+
+    def update(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B, H, T, D) keys and values at (B, T) positions; give back all up to the last, (B, H, S, D)."""
+        rows = torch.arange(len(positions), device=positions.device)[:, None]
+        for stored, new in zip(self.kv[layer], (keys, values)):
+            stored[rows, :, positions] = new.transpose(1, 2)
+        end = int(positions.max()) + 1
+        return self.kv[layer, 0, :, :, :end], self.kv[layer, 1, :, :, :end]
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop every sequence but these."""
+        self.kv, self.lengths = self.kv[:, :, rows], self.lengths[rows]
+
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.n_head, self.dropout = config.n_head, config.dropout
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.proj = nn.Linear(config.n_embd, config.n_embd)
+        self.proj_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, positions: Tensor, real: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+        (B, T), C = positions.shape, x.shape[-1]
+        qkv = self.qkv(x)  # (N, 3C)
+        if real is not None:  # attention alone needs the rectangle; the padding in it is zeros that nothing reads
+            qkv = qkv.new_zeros(B * T, 3 * C).index_copy(0, real, qkv)  # (B*T, 3C)
+        q, k, v = qkv.view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        if cache is None:
+            dropout = self.dropout if self.training else 0.0
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)  # (B, H, T, D)
+        else:  # is_causal counts from the top left corner, which is wrong for a new token against a longer cache
+            k, v = cache.update(layer, k, v, positions)  # (B, H, S, D)
+            seen = torch.arange(k.shape[2], device=k.device) <= positions[:, None, :, None]  # (B, 1, T, S)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        y = y.transpose(1, 2).reshape(B * T, C)
+        if real is not None:
+            y = y.index_select(0, real)  # (N, C)
+        return self.proj_dropout(self.proj(y))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.up = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.down = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, C) -> (N, C)
+        return self.dropout(self.down(F.gelu(self.up(x), approximate="tanh")))
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.attn_norm = nn.LayerNorm(config.n_embd)
+        self.attn = CausalSelfAttention(config)
+        self.mlp_norm = nn.LayerNorm(config.n_embd)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, *attention_arguments) -> Tensor:  # (N, C) -> (N, C)
+        x = x + self.attn(self.attn_norm(x), *attention_arguments)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class TokenEmbedding(nn.Module):
+    """One matrix (V, C), used twice: its rows are the tokens' vectors, and products with them are the logits."""
+
+    def __init__(self, vocab_size: int, n_embd: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, n_embd))
+
+    def forward(self, ids: Tensor) -> Tensor:  # (...) -> (..., C)
+        return F.embedding(ids, self.weight)  # not weight[ids], whose gradient on the CPU depends on thread timing
+
+    def logits(self, x: Tensor) -> Tensor:  # (n, C) -> (n, V)
+        return F.linear(x, self.weight)
+
+
+class GPT(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.tok_emb = TokenEmbedding(config.vocab_size, config.n_embd)
+        self.pos_emb = nn.Embedding(config.context_length, config.n_embd)
+        self.emb_dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.final_norm = nn.LayerNorm(config.n_embd)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """GPT-2's: normal with deviation 0.02, biases zero; layers that add to the residual stream smaller by depth."""
+        for name, parameter in self.named_parameters():
+            if "norm" in name:
+                continue  # LayerNorm starts at weight 1, bias 0
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif name.endswith(("proj.weight", "down.weight")):
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer))
+            else:
+                nn.init.normal_(parameter, std=0.02)
+
+    def forward(
+        self, ids: Tensor, at: Tensor | None = None, real: Tensor | None = None, cache: KVCache | None = None
+    ) -> Tensor:
+        """Next-token logits: (B, T, V), or (n, V) at the n flat positions `at`.
+
+        `ids` is (B, T), right-padded with any ids. `at` and `real` hold flat indices into B*T, ascending: `at` where
+        logits are wanted (the head is the largest matrix of a small model), `real` the tokens that are not padding, to
+        which all linear layers are then limited. Padding needs no mask: it stands after all that is real, and
+        attention looks back only. With a `cache`, `ids` continue the sequences in it.
+        Raises ValueError where a sequence is longer than the context.
+        """
+        B, T = ids.shape
+        positions = torch.arange(T, device=ids.device).expand(B, T) if cache is None else cache.positions(T)
+        if T > self.config.context_length:
+            raise ValueError(f"{T} tokens do not fit into a context of {self.config.context_length}")
+        flat_ids, flat_positions = ids.flatten(), positions.flatten()  # (B*T,)
+        if real is not None:
+            flat_ids, flat_positions = flat_ids[real], flat_positions[real]  # (N,)
+        x = self.emb_dropout(self.tok_emb(flat_ids) + self.pos_emb(flat_positions))  # (N, C)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, positions, real, cache, layer)
+        if at is not None:
+            x = x.index_select(0, at if real is None else torch.searchsorted(real, at))  # (n, C)
+        logits = self.tok_emb.logits(self.final_norm(x))
+        if at is not None:
+            return logits  # (n, V)
+        if real is not None:
+            logits = logits.new_zeros(B * T, logits.shape[-1]).index_copy(0, real, logits)
+        return logits.view(B, T, -1)
+
+    def grow_vocab(self, n_vocab: int) -> None:
+        """Make ids up to `n_vocab` exist. New rows start at the mean of the old ones, so that a new token is an average
+        one (Hewitt, 2021, https://nlp.stanford.edu/~johnhew/vocab-expansion.html); V grows to a multiple of 64, which
+        matrix multiplication on a GPU likes."""
+        config, old = self.config, self.tok_emb.weight.data[: self.config.n_vocab]
+        if n_vocab <= config.n_vocab:
+            return
+        if n_vocab > config.vocab_size:
+            config.vocab_size = math.ceil(n_vocab / 64) * 64
+        weight = old.mean(0).repeat(config.vocab_size, 1)
+        weight[: config.n_vocab] = old
+        self.tok_emb.weight = nn.Parameter(weight)
+        config.n_vocab = n_vocab
+
+    # Generation
+
+    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, **sampling) -> list[list[int]]:
+        """The new ids of each prompt, without the stop token. Arguments and errors as for `stream`."""
+        new_ids: list[list[int]] = [[] for _ in prompts]
+        for step in self.stream(prompts, max_new_tokens, **sampling):
+            for row, token_id in step.items():
+                new_ids[row].append(token_id)
+        return new_ids
+
+    @torch.no_grad()
+    def stream(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        stop: Sequence[int] = (),
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> Iterator[dict[int, int]]:
+        """Generate step by step: each step maps the index of every prompt that still goes on to its next id.
+
+        A prompt ends at a token in `stop` (not given out), after `max_new_tokens`, or when the context is full.
+        Temperature 0 takes the likeliest token; else one is drawn from the `top_k` likeliest, of these from the
+        smallest set that holds `top_p` of the probability. Raises ValueError for an empty prompt, for one that leaves
+        no room in the context, and for sampling values out of range.
+        """
+        if not prompts:
+            return
+        check_sampling(temperature, top_k, top_p)
+        self._check_prompts(prompts)
+        was_training = self.training
+        self.eval()
+        try:
+            device = self.pos_emb.weight.device
+            generator = torch.Generator(device).manual_seed(seed)
+            cache, logits = self.prefill(prompts, max_new_tokens)
+            active = list(range(len(prompts)))  # the prompt behind each row of the cache
+            for remaining in range(max_new_tokens, 0, -1):
+                logits[:, self.config.n_vocab :] = -math.inf
+                next_ids = sample(logits, temperature, top_k, top_p, generator)  # (B,)
+                step = {row: token_id for row, token_id in zip(active, next_ids.tolist()) if token_id not in stop}
+                yield step
+                has_room = (cache.lengths + 1 < self.config.context_length).tolist()
+                going_on = [i for i, row in enumerate(active) if row in step and has_room[i]]
+                if not going_on or remaining == 1:
+                    return
+                if len(going_on) < len(active):
+                    rows = torch.tensor(going_on, device=device)
+                    cache.keep(rows)
+                    active, next_ids = [active[i] for i in going_on], next_ids[rows]
+                logits = self.decode_one_token(next_ids, cache)
+        finally:
+            self.train(was_training)
+
+    def _check_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
+        longest = max(map(len, prompts))
+        if not min(map(len, prompts)):
+            raise ValueError("an empty prompt: give the model at least one token to go on from")
+        if longest >= self.config.context_length:
+            raise ValueError(
+                f"a prompt of {longest} tokens leaves no room in a context of {self.config.context_length}"
+            )
+
+    def prefill(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple[KVCache, Tensor]:
+        """Read all prompts at once, right-padded: the filled cache, and the logits after each prompt, (B, V)."""
+        parameter = self.pos_emb.weight
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=parameter.device)  # (B,)
+        B, T = len(prompts), int(lengths.max())
+        ids = torch.tensor([[*prompt, *[0] * (T - len(prompt))] for prompt in prompts], device=parameter.device)
+        cache = KVCache(self.config, B, min(T + max_new_tokens, self.config.context_length), parameter)
+        last = torch.arange(B, device=parameter.device) * T + lengths - 1
+        logits = self(ids, at=last, cache=cache)
+        cache.lengths = lengths  # the keys of the padding stay behind these, unseen until they are overwritten
+        return cache, logits
+
+    def decode_one_token(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """Append one id to each sequence, (B,), and give the logits after it, (B, V)."""
+        logits = self(ids[:, None], cache=cache)[:, 0]
+        cache.lengths = cache.lengths + 1
+        return logits
+
+
+def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature must be 0 (greedy) or more, not {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, not {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be in (0, 1], not {top_p}")
+
+
+def sample(
+    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator
+) -> Tensor:
+    """Choose one id a row: (B, V) logits -> (B,)."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = logits / temperature
+    if top_k is not None:
+        kth_best = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]  # (B, 1)
+        logits = logits.masked_fill(logits < kth_best, -math.inf)
+    if top_p is not None:  # nucleus sampling (Holtzman et al., 2020, https://arxiv.org/abs/1904.09751)
+        descending, order = logits.softmax(-1).sort(descending=True)
+        likelier = descending.cumsum(-1) - descending  # probability of all that come before
+        outside = torch.zeros_like(likelier, dtype=torch.bool).scatter(-1, order, likelier >= top_p)
+        logits = logits.masked_fill(outside, -math.inf)
+    return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
