@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from chat_template import TEMPLATES, Message, printable, render_prompt
 from checkpoint import load_checkpoint
 from model import GPT, check_sampling
-from sft import continue_text
+from sft import Config, choose_device, continue_text
 from tokenizer import Tokenizer
 
 HELP = "/system TEXT sets the system message and starts afresh, /reset forgets the conversation, /quit ends (or Ctrl-D)"
@@ -54,12 +54,13 @@ class Chat:
     """A conversation with a model, and with its base beside it if there is one."""
 
     def __init__(self, args: argparse.Namespace):
-        self.model, self.tokenizer, meta = load_checkpoint(args.checkpoint, args.device)
+        device, _ = choose_device(Config(device=args.device))
+        self.model, self.tokenizer, meta = load_checkpoint(args.checkpoint, device)
         if meta["template"] is None:
             raise ValueError(f"{args.checkpoint} is a base model, which knows no turns; tune it first, with sft.py")
         self.template, self.base = meta["template"], None
         if args.base:
-            self.base, self.base_tokenizer, _ = load_checkpoint(meta["base"]["path"], args.device)
+            self.base, self.base_tokenizer, _ = load_checkpoint(meta["base"]["path"], device)
         self.sampling = dict(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed)
         self.max_new_tokens = min(args.max_new_tokens, self.model.config.context_length // 2)
         self.system(args.system)
@@ -130,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--top-p", type=float, help="sample from the likeliest tokens that hold P of the probability")
     parser.add_argument("--max-new-tokens", type=int, default=200, help="longest answer (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling (%(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (%(default)s)")
+    parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
     args = parser.parse_args(argv)
     try:
         check_sampling(args.temperature, args.top_k, args.top_p)
@@ -139,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             chat.say(args.prompt)
         else:
             repl(chat)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

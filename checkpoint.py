@@ -85,21 +85,24 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 def load_checkpoint(path: str | Path, device: str = "cpu", dropout: float = 0.0) -> tuple[GPT, Tokenizer, dict]:
-    """The model, in float32; its tokenizer; and all else that the file holds: "template" (None for a base), "stop"
-    ids, "base", "args", "step", "optimizer". A LoRA run's model is put together from its base and its adapter.
+    """The model, in float32; its tokenizer; and what else the file holds: "template" (None for a base), "stop" ids,
+    "base", "args", "step", "optimizer". Raises FileNotFoundError, and ValueError as `read_checkpoint` and `restore`."""
+    model, tokenizer, meta = restore(read_checkpoint(path), dropout)
+    return model.to(device).eval(), tokenizer, meta
 
-    Raises FileNotFoundError, and ValueError where a file is damaged, or the base not the one that was trained on.
-    """
-    saved = read_checkpoint(path)
+
+def restore(saved: dict, dropout: float = 0.0) -> tuple[GPT, Tokenizer, dict]:
+    """Model, tokenizer and the rest from a checkpoint's content. A LoRA run's model is put together from its base and
+    its adapter. Raises ValueError where something is missing, or the base is not the one that was trained on."""
     try:
-        tokenizer = Tokenizer.from_state(saved.pop("tokenizer"))
         if "adapter" in saved:
             base, _, _ = load_checkpoint(saved["base"]["path"], dropout=dropout)
             model = attach_adapter(merge_lora(base), saved, saved["file"])
-            del saved["adapter"]
         else:
             model = GPT(GPTConfig(**{**saved["config"], "dropout": dropout}))
-            model.load_state_dict({name: tensor.float() for name, tensor in saved.pop("model").items()}, strict=True)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{saved['file']}: not a checkpoint of sft.py ({type(error).__name__}: {error})") from error
-    return model.to(device).eval(), tokenizer, saved
+            model.load_state_dict({name: tensor.float() for name, tensor in saved["model"].items()}, strict=True)
+        meta = {name: value for name, value in saved.items() if name not in ("model", "adapter", "tokenizer")}
+        return model, Tokenizer.from_state(saved["tokenizer"]), meta | {"template": saved["template"]}
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{saved['file']}: not a checkpoint of sft.py ({reason})") from error

@@ -9,6 +9,7 @@ from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -28,16 +29,16 @@ class Dataset:
     ids: np.ndarray  # (total tokens,) int32
     loss_mask: np.ndarray  # (total tokens,) uint8, 1 where the token is supervised; never on a first token
     offsets: np.ndarray  # (conversations + 1,) int64
-    sources: np.ndarray  # (conversations, 2) int64: which file, which line
+    sources: np.ndarray  # (conversations, 2) int64: which file, which of its records
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
 
-    @property
+    @cached_property
     def n_supervised(self) -> np.ndarray:
         """Supervised tokens of each conversation."""
         return np.diff(np.concatenate([[0], self.loss_mask.cumsum(dtype=np.int64)])[self.offsets])
@@ -63,7 +64,7 @@ def build_dataset(
     ids, loss_mask, offsets, sources, report = array("i"), array("B"), array("q", [0]), array("q"), []
     for file_index, path in enumerate(paths):
         count, unused_keys, shortest = Counter(), Counter(), None
-        for line, record, messages in read_conversations(path):
+        for _, record, messages in read_conversations(path):
             example_ids, example_mask = render(messages, tokenizer, template, train_on)
             count["read"] += 1
             unused_keys.update(record.keys() - KEYS_READ)
@@ -83,7 +84,7 @@ def build_dataset(
             ids.extend(example_ids)
             loss_mask.extend(example_mask)
             offsets.append(len(ids))
-            sources.extend((file_index, line))
+            sources.extend((file_index, count["read"] - 1))
         if not count["read"]:
             raise ValueError(f"{path}: no record in this file")
         if not count["kept"]:

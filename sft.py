@@ -31,7 +31,7 @@ from torch import Tensor
 
 import lora
 from chat_template import TEMPLATES, TRAIN_ON, Message, printable, read_conversations, render_prompt
-from checkpoint import HERE, checkpoints_in, find_file, load_checkpoint, read_checkpoint, save_checkpoint
+from checkpoint import HERE, checkpoints_in, find_file, load_checkpoint, read_checkpoint, restore, save_checkpoint
 from dataset import IGNORED, Dataset, build_dataset, collate, cut_micro_batches, cut_steps, epoch_order
 from model import GPT
 from tokenizer import END_OF_TEXT, Tokenizer
@@ -248,15 +248,17 @@ class LiveLine:
 
 
 def pick_samples(dataset: Dataset, paths: Sequence[Path], indices: np.ndarray, number: int = 3) -> list[list[Message]]:
-    """The first conversations among `indices` that end in an answer, from the files they came from."""
-    picked = []
-    for file_index, line in dataset.sources[indices].tolist():
-        messages = next(messages for at, _, messages in read_conversations(paths[file_index]) if at == line)
-        if messages[-1].role == "assistant" and len(messages) > 1:
-            picked.append(messages)
-        if len(picked) == number:
-            break
-    return picked
+    """The first conversations among `indices` that end in an answer, read again from their files."""
+    wanted = [tuple(source) for source in dataset.sources[indices[: 10 * number]].tolist()]
+    found = {}
+    for file_index, path in enumerate(paths):
+        records = {record for file, record in wanted if file == file_index}
+        for record, (_, _, messages) in enumerate(read_conversations(path) if records else ()):
+            if record in records and messages[-1].role == "assistant" and len(messages) > 1:
+                found[file_index, record] = messages
+            if record == max(records):
+                break
+    return [found[source] for source in wanted if source in found][:number]
 
 
 def continue_text(model: GPT, tokenizer: Tokenizer, messages: Sequence[Message], max_new_tokens: int = 40) -> str:
@@ -297,47 +299,50 @@ def plot_losses(log_path: Path) -> None:
 
 
 @dataclass
+class Data:
+    """The training set, with each file's share of it, and the validation set."""
+
+    train_set: Dataset
+    pools: list[np.ndarray]  # each file's conversations, as indices into train_set
+    weights: Sequence[float]  # of the files
+    val_set: Dataset
+    val_indices: np.ndarray
+    samples: list[list[Message]]  # conversations to show before and after
+
+    def epoch_steps(self, config: Config, epoch: int) -> list[np.ndarray]:
+        order = epoch_order(self.pools, self.weights, config.seed, epoch)
+        return cut_steps(order, self.train_set.lengths, config.batch_tokens)
+
+    def steps(self, config: Config) -> Iterator[tuple[int, np.ndarray]]:
+        """(epoch, conversations) of step 1, 2, ..., without end."""
+        for epoch in itertools.count():
+            yield from ((epoch, indices) for indices in self.epoch_steps(config, epoch))
+
+    def digest(self) -> str:
+        return f"{self.train_set.digest()} {self.val_set.digest()}"
+
+
+@dataclass
 class Run:
     """All that the loop works with."""
 
     config: Config
-    folder: Path
     device: str
     dtype: torch.dtype
     model: GPT
     tokenizer: Tokenizer
-    base: dict  # where the model was that we started from, and its fingerprint
-    train_set: Dataset
-    pools: list[np.ndarray]  # each file's conversations, as indices into train_set
-    weights: list[float]  # of the files
-    val_set: Dataset
-    val_indices: np.ndarray
-    samples: list[list[Message]]
-    saved: dict | None = None  # the checkpoint to resume from
+    base: dict  # where the model came from: its path, its fingerprint, and the template it knew, if any
+    data: Data
+    folder: Path
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
-    def epoch_steps(self, epoch: int) -> list[np.ndarray]:
-        order = epoch_order(self.pools, self.weights, self.config.seed, epoch)
-        return cut_steps(order, self.train_set.lengths, self.config.batch_tokens)
-
-    def steps(self) -> Iterator[tuple[int, np.ndarray]]:
-        """(epoch, conversations) of step 1, 2, ..., without end."""
-        for epoch in itertools.count():
-            yield from ((epoch, indices) for indices in self.epoch_steps(epoch))
-
-    def total_steps(self) -> int:
-        return self.config.steps or sum(len(self.epoch_steps(epoch)) for epoch in range(self.config.epochs))
-
     def validate(self) -> float | None:
-        if not len(self.val_indices):
-            return None
-        limit = self.config.micro_batch_tokens
-        return evaluate_loss(self.model, self.val_set, self.val_indices, limit, self.device, self.autocast)
-
-    def data_digest(self) -> str:
-        return f"{self.train_set.digest()} {self.val_set.digest()}"
+        """Loss on the held-out conversations; None where there are none."""
+        data, limit = self.data, self.config.micro_batch_tokens
+        if len(data.val_indices):
+            return evaluate_loss(self.model, data.val_set, data.val_indices, limit, self.device, self.autocast)
 
 
 def choose_device(config: Config) -> tuple[str, torch.dtype]:
@@ -397,9 +402,9 @@ def resume_arguments(config: Config, given: set[str]) -> tuple[Config, dict]:
 def start_model(config: Config) -> tuple[GPT, Tokenizer, dict]:
     """The model of --init with the template's special tokens in its vocabulary, and adapters if asked for; its
     tokenizer; where it came from. Settles config.template."""
-    path = find_file(config.init).resolve()
-    model, tokenizer, meta = load_checkpoint(path, dropout=config.dropout)
+    model, tokenizer, meta = load_checkpoint(config.init, dropout=config.dropout)
     lora.merge_lora(model)
+    path = Path(meta["file"]).resolve()  # the file itself: a folder's newest checkpoint may be another one tomorrow
     config.template = config.template or meta["template"] or "chatml"
     base = {"path": str(path.relative_to(HERE) if path.is_relative_to(HERE) else path)}
     base |= {"fingerprint": lora.fingerprint(model), "template": meta["template"]}
@@ -414,8 +419,39 @@ def start_model(config: Config) -> tuple[GPT, Tokenizer, dict]:
     return model, tokenizer, base
 
 
-def prepare(config: Config, given: set[str]) -> Run:
-    """All that comes before the first step, described as it is done. Raises ValueError and OSError for the user."""
+def prepare_data(config: Config, tokenizer: Tokenizer, context_length: int) -> Data:
+    """Read and render the files, hold some conversations out, and say what there is."""
+    max_length = config.max_length or context_length
+    if max_length > context_length:
+        raise ValueError(f"--max-length {max_length} is more than the model's context of {context_length}")
+    rendering = tokenizer, config.template, config.train_on, max_length, config.overlong
+    paths, weights = zip(*map(split_weight, config.data))
+    train_set, report = build_dataset(paths, *rendering)
+    log("data      " + "\n          ".join(report))
+    if config.val_data:
+        val_paths = [find_file(path) for path in config.val_data]
+        val_set, report = build_dataset(val_paths, *rendering)
+        log("held out  " + "\n          ".join(report))
+        val_indices, held_out = np.arange(len(val_set)), []
+    else:
+        val_paths, val_set = paths, train_set
+        shuffled = np.random.default_rng([config.seed, len(train_set)]).permutation(len(train_set))
+        val_indices = held_out = shuffled[: min(len(train_set) // 20, 200)]
+        log(f"held out  {len(held_out)} of these conversations (5 %, at most 200; seed {config.seed})")
+    pools = [np.setdiff1d(np.flatnonzero(train_set.sources[:, 0] == i), held_out) for i in range(len(paths))]
+    if len(paths) > 1:
+        tokens = [weight * train_set.lengths[pool].sum() for weight, pool in zip(weights, pools)]
+        shares = [f"{path.name} {100 * part / sum(tokens):.1f} %" for path, part in zip(paths, tokens)]
+        log("mixture   " + ", ".join(shares) + " of an epoch's tokens")
+    samples = pick_samples(val_set, val_paths, val_indices if len(val_indices) else pools[0])
+    return Data(train_set, pools, weights, val_set, val_indices, samples)
+
+
+def prepare(config: Config, given: set[str]) -> tuple[Run, dict | None]:
+    """All that comes before the first step, described as it is done; and the checkpoint to resume from, if any.
+
+    Raises ValueError and OSError for what the user can mend.
+    """
     check_ranges(config)
     saved = None
     if config.resume:
@@ -423,60 +459,20 @@ def prepare(config: Config, given: set[str]) -> Run:
     device, dtype = choose_device(config)
     log(f"device    {device}, {str(dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads")
     if saved:
-        (model, tokenizer, _), base = load_checkpoint(saved["file"], dropout=config.dropout), saved["base"]
+        (model, tokenizer, _), base = restore(saved, config.dropout), saved["base"]
     else:
         model, tokenizer, base = start_model(config)
     sizes, n_parameters = model.config, sum(parameter.numel() for parameter in model.parameters()) / 1e6
     shape = f"{sizes.n_layer} layers, {sizes.n_embd} channels, context {sizes.context_length}"
     log(f"base      {base['path']}: {n_parameters:.1f} M parameters, {shape}, vocabulary {sizes.n_vocab:,}")
     log(f"template  {config.template}; supervised: {config.train_on}")
-
-    max_length = config.max_length or sizes.context_length
-    if max_length > sizes.context_length:
-        raise ValueError(f"--max-length {max_length} is more than the model's context of {sizes.context_length}")
-    paths, weights = zip(*map(split_weight, config.data))
-    rendering = tokenizer, config.template, config.train_on, max_length, config.overlong
-    train_set, report = build_dataset(paths, *rendering)
-    log("data      " + "\n          ".join(report))
-    pools = [np.flatnonzero(train_set.sources[:, 0] == i) for i in range(len(paths))]
-    if config.val_data:
-        val_paths = [find_file(path) for path in config.val_data]
-        val_set, report = build_dataset(val_paths, *rendering)
-        log("held out  " + "\n          ".join(report))
-        val_indices = np.arange(len(val_set))
-    else:
-        val_paths, val_set = paths, train_set
-        shuffled = np.random.default_rng([config.seed, len(train_set)]).permutation(len(train_set))
-        val_indices = shuffled[: min(len(train_set) // 20, 200)]
-        pools = [np.setdiff1d(pool, val_indices) for pool in pools]
-        log(f"held out  {len(val_indices)} of these conversations (5 %, at most 200; seed {config.seed})")
-    expected = [weight * train_set.lengths[pool].sum() for weight, pool in zip(weights, pools)]
-    if len(paths) > 1:
-        shares = (f"{path.name} {100 * tokens / sum(expected):.1f} %" for path, tokens in zip(paths, expected))
-        log("mixture   " + ", ".join(shares) + " of an epoch's tokens")
-
-    samples = pick_samples(val_set, val_paths, val_indices if len(val_indices) else pools[0])
-    folder = Path(config.resume) if saved else open_folder(config)
-    model.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
-    run = Run(
-        config,
-        folder,
-        device,
-        dtype,
-        model,
-        tokenizer,
-        base,
-        train_set,
-        pools,
-        weights,
-        val_set,
-        val_indices,
-        samples,
-        saved,
-    )
-    if saved and saved["data_digest"] != run.data_digest():
+    data = prepare_data(config, tokenizer, sizes.context_length)
+    if saved and saved["data_digest"] != data.digest():
         raise ValueError(f"{config.resume}: the data are not those that this run was started with")
-    return run
+    model.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
+    folder = Path(config.resume) if saved else open_folder(config)
+    log(f"folder    {folder}")
+    return Run(config, device, dtype, model, tokenizer, base, data, folder), saved
 
 
 def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
@@ -529,32 +525,35 @@ def save(run: Run, optimizer: torch.optim.Optimizer, step: int) -> None:
     stop = [run.tokenizer.special(TEMPLATES[run.config.template].stop)]
     content = {"step": step, "config": asdict(run.model.config), **weights, "optimizer": optimizer.state_dict()}
     content |= {"tokenizer": run.tokenizer.state(), "template": run.config.template, "stop": stop}
-    content |= {"args": asdict(run.config), "base": run.base, "data_digest": run.data_digest()}
+    content |= {"args": asdict(run.config), "base": run.base, "data_digest": run.data.digest()}
     save_checkpoint(run.folder / f"checkpoint-{step:07d}.pt", content)
     for path in checkpoints_in(run.folder)[run.config.keep_checkpoints :]:
         path.unlink()
 
 
 def ask(run: Run, before: bool) -> list[str]:
-    """The model's answers to the samples. A base is asked in bare text; whatever has a template, through that."""
+    """The model's answers to the samples. A base is asked in bare text; whatever knows a template, through that."""
     template = run.base["template"] if before else run.config.template
     if rank() != 0:
         return []
-    prompts = [messages[:-1] for messages in run.samples]
+    prompts = [messages[:-1] for messages in run.data.samples]
     if template is None:
         return [continue_text(run.model, run.tokenizer, prompt) for prompt in prompts]
     return [answer(run.model, run.tokenizer, prompt, template) for prompt in prompts]
 
 
 def show_samples(run: Run, **answers: list[str]) -> None:
-    where = "held out from training" if len(run.val_indices) else "from the training data: nothing is held out"
-    log(f"\nquestions {where}")
-    for i, messages in enumerate(run.samples):
+    if run.data.samples and answers:
+        held_out = (
+            "held out from training" if len(run.data.val_indices) else "from the training data (nothing held out)"
+        )
+        log(f"\nquestions {held_out}")
+    for i, messages in enumerate(run.data.samples if rank() == 0 and answers else []):
         for message in messages[:-1]:
             log(f"  {message.role:<10}{one_line(message.content)}")
-        for name, texts in answers.items():
+        for name, texts in (answers | {"wanted": {i: messages[-1].content}}).items():
             log(f"    {name:<8}{one_line(texts[i])}")
-        log(f"    wanted  {one_line(messages[-1].content)}\n")
+        log("")
 
 
 def one_line(text: str, width: int = 160) -> str:
@@ -562,47 +561,58 @@ def one_line(text: str, width: int = 160) -> str:
     return text if len(text) <= width else text[:width] + " ..."
 
 
-def train(run: Run) -> int:
-    """The training loop; gives the exit status."""
-    config, model, device, lengths = run.config, run.model, run.device, run.train_set.lengths
+def make_optimizer(parameters: Sequence[Tensor], weight_decay: float) -> torch.optim.AdamW:
+    """AdamW in its fused form; only matrices decay."""
+    matrices = {"params": [parameter for parameter in parameters if parameter.dim() >= 2], "weight_decay": weight_decay}
+    vectors = {"params": [parameter for parameter in parameters if parameter.dim() < 2], "weight_decay": 0.0}
+    groups = [group for group in (matrices, vectors) if group["params"]]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+
+
+def train(run: Run, saved: dict | None) -> int:
+    """The training loop; gives the exit status. Raises FloatingPointError where the loss is no number."""
+    config, model, device, train_set = run.config, run.model, run.device, run.data.train_set
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    total, an_epoch = run.total_steps(), len(run.epoch_steps(0))
+    an_epoch = len(run.data.epoch_steps(config, 0))
+    total = config.steps or sum(len(run.data.epoch_steps(config, epoch)) for epoch in range(config.epochs))
     peak = config.lr if config.lr is not None else LEARNING_RATE_LORA if config.lora_rank else LEARNING_RATE
     warmup = config.warmup_steps if config.warmup_steps is not None else min(total // 10, 100)
     eval_every, save_every = config.eval_every or an_epoch, config.save_every or an_epoch
     what = f"LoRA rank {config.lora_rank} on {', '.join(config.lora_targets)}" if config.lora_rank else "all weights"
-    n_trained = sum(parameter.numel() for parameter in parameters) / 1e6
     plan = f"{total:,} steps of at most {config.batch_tokens:,} tokens, {an_epoch:,} an epoch"
+    n_trained = sum(parameter.numel() for parameter in parameters) / 1e6
     log(f"training  {what}, {n_trained:.2f} M parameters; {plan}; learning rate {peak:g}")
 
     optimizer = make_optimizer(parameters, config.weight_decay)
-    first_step, before = 1, []
-    if run.saved:
-        optimizer.load_state_dict(run.saved["optimizer"])
-        first_step = run.saved["step"] + 1
-        log(f"resuming  {run.saved['file']}, at step {first_step:,} of {total:,}")
+    first_step, before = 1, {}
+    if saved:
+        optimizer.load_state_dict(saved["optimizer"])
+        first_step = saved["step"] + 1
+        log(f"resuming  {saved['file']}, with step {first_step:,}")
         if first_step > total:
             log("this run is finished; a larger --steps goes on with it")
             return 0
     else:
-        before = ask(run, before=True)
-        show_samples(run, base=before)
+        before = {"base": ask(run, before=True)}
+        show_samples(run, **before)
     forward = torch.compile(model, dynamic=True) if config.compile else model
     uses_dropout = config.dropout > 0 or (config.lora_rank > 0 and config.lora_dropout > 0)
     live, log_file, started, n_tokens = LiveLine(), LogFile(run.folder / "log.csv", first_step), time.monotonic(), 0
     model.train()
     with StopSignals() as stop:
-        for step, (epoch, indices) in enumerate(itertools.islice(run.steps(), first_step - 1, total), first_step):
+        for step, (epoch, indices) in enumerate(
+            itertools.islice(run.data.steps(config), first_step - 1, total), first_step
+        ):
             # Learning rate
             rate = learning_rate(step, total, warmup, peak)
             for group in optimizer.param_groups:
                 group["lr"] = rate
 
             # Gradient: this process's share of the conversations, over the supervised tokens of the whole step
-            share = indices[np.argsort(lengths[indices], kind="stable")][rank() :: world_size()]
-            micro_batches = cut_micro_batches(share, lengths, config.micro_batch_tokens)
-            batches = (collate(run.train_set, micro_batch, device) for micro_batch in micro_batches)
-            n_supervised = int(run.train_set.n_supervised[indices].sum())
+            share = indices[rank() :: world_size()]
+            micro_batches = cut_micro_batches(share, train_set.lengths, config.micro_batch_tokens)
+            batches = (collate(train_set, micro_batch, device) for micro_batch in micro_batches)
+            n_supervised = int(train_set.n_supervised[indices].sum())
             seeds = (dropout_seed(config.seed, step, i) if uses_dropout else None for i in itertools.count())
             nll = accumulate_gradients(forward, batches, n_supervised, run.autocast, seeds)
             sum_gradients_over_processes(parameters)
@@ -627,7 +637,7 @@ def train(run: Run) -> int:
                 save(run, optimizer, step)
 
             # Show
-            n_tokens += int(lengths[indices].sum())
+            n_tokens += int(train_set.lengths[indices].sum())
             seconds = time.monotonic() - started
             left = round(seconds / (step - first_step + 1) * (total - step))
             line = f"step {step:,}/{total:,}  loss {loss:.4f}  lr {rate:.2e}  {n_tokens / seconds:,.0f} tokens/s"
@@ -636,20 +646,11 @@ def train(run: Run) -> int:
             if stopping:
                 log(f"stopped after step {step:,}, saved. To go on: python sft.py --resume {run.folder}")
                 return 128 + (stop.requested or signal.SIGTERM)
-    show_samples(run, **({"base": before} if before else {}), tuned=ask(run, before=False))
+    show_samples(run, **before, tuned=ask(run, before=False))
     if rank() == 0:
         plot_losses(run.folder / "log.csv")
     log(f"saved     {checkpoints_in(run.folder)[0]}, with log.csv beside it\nnext      python chat.py {run.folder}")
     return 0
-
-
-def make_optimizer(parameters: Sequence[Tensor], weight_decay: float) -> torch.optim.AdamW:
-    """AdamW in its fused form, which decays matrices only."""
-    groups = [
-        {"params": [parameter for parameter in parameters if parameter.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in parameters if parameter.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.95), fused=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -659,21 +660,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if world_size() > 1:
             dist.init_process_group("nccl" if config.device != "cpu" and torch.cuda.is_available() else "gloo")
-        run = prepare(config, given)
+        run, saved = prepare(config, given)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return fail(error)
     except KeyboardInterrupt:
-        print("\ninterrupted before the first step: nothing to save", file=sys.stderr)
+        log("\ninterrupted before the first step: there is nothing to save")
         return 130
     try:
-        return train(run)
-    except (FloatingPointError, OSError) as error:  # OSError: a full disk, for one
-        print(f"\nerror: {error}", file=sys.stderr)
-        return 2
+        return train(run, saved)
+    except (FloatingPointError, OSError) as error:  # an OSError in the loop is a full disk, or the like
+        return fail(error)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def fail(error: Exception) -> int:
+    print(f"\nerror: {error}" if sys.stdout.isatty() else f"error: {error}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

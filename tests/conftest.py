@@ -1,0 +1,55 @@
+"""Small, hermetic stand-ins: a tokenizer of 256 bytes, a GPT of a few thousand parameters, a base made of both."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from checkpoint import save_checkpoint
+from model import GPT, GPTConfig
+from tokenizer import END_OF_TEXT, Tokenizer
+
+CONFIG = GPTConfig(vocab_size=257, context_length=256, n_layer=2, n_head=4, n_embd=32)
+
+
+@pytest.fixture
+def tokenizer() -> Tokenizer:
+    """Every byte is a token, so that a test's expected ids can be read: ord("a") is the id of "a"."""
+    return Tokenizer({bytes([byte]): byte for byte in range(256)}, {END_OF_TEXT: 256})
+
+
+def make_model(seed: int = 0, dtype: torch.dtype = torch.float64, **changes) -> GPT:
+    """A small GPT with large random weights (biases and norms too), so that nothing is hidden by being zero or one."""
+    torch.manual_seed(seed)
+    model = GPT(dataclasses.replace(CONFIG, **changes)).to(dtype)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+def make_base(path: Path, seed: int = 0, **changes) -> Path:
+    """A base checkpoint of the small GPT and the byte tokenizer."""
+    tokenizer = Tokenizer({bytes([byte]): byte for byte in range(256)}, {END_OF_TEXT: 256})
+    torch.manual_seed(seed)
+    model = GPT(dataclasses.replace(CONFIG, **changes))
+    content = {"config": dataclasses.asdict(model.config), "model": model.state_dict(), "tokenizer": tokenizer.state()}
+    save_checkpoint(path, content | {"template": None, "stop": [256], "step": 0, "args": {}})
+    return path
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return make_base(tmp_path / "base.pt")
+
+
+def write_jsonl(path: Path, records: list) -> Path:
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def conversation(*turns: str, **more) -> dict:
+    """Alternating user and assistant turns as a record in the messages form."""
+    roles = ("user", "assistant")
+    return {"messages": [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)], **more}
