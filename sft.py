@@ -12,6 +12,7 @@ import contextlib
 import csv
 import ctypes
 import dataclasses
+import functools
 import itertools
 import math
 import os
@@ -42,8 +43,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 # Configuration: one field a line; the command line is made from it, and it is saved in every checkpoint
 
 
-def option(default, group: str, help: str, choices: Iterable[str] | None = None):
-    metadata = {"group": group, "help": help, "choices": choices}
+def option(default, group: str, help: str, choices: Iterable[str] | None = None, least: float | None = None):
+    metadata = {"group": group, "help": help, "choices": choices, "least": least}
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -51,42 +52,40 @@ def option(default, group: str, help: str, choices: Iterable[str] | None = None)
 
 @dataclass
 class Config:
-    data: list[str] = option(
-        ["tiny_instruct.jsonl"], "data", "files, as FILE or FILE:WEIGHT, the share of its conversations in each epoch"
-    )
-    val_data: list[str] = option([], "data", "validation files (default: 5 %% of the data, at most 200 conversations)")
+    data: list[str] = option(["tiny_instruct.jsonl"], "data", "FILE or FILE:WEIGHT, the share of it seen each epoch")
+    val_data: list[str] = option([], "data", "validation files (default: 5 %% of the data, at most 200)")
     template: str | None = option(None, "data", "chat template (default: the checkpoint's, else chatml)", TEMPLATES)
-    train_on: str = option("assistant", "data", "what is supervised: every answer, the last one, all text", TRAIN_ON)
-    max_length: int | None = option(None, "data", "longest conversation in tokens (default: the model's context)")
-    overlong: str = option("drop", "data", "what happens to longer ones", ("drop", "truncate"))
+    train_on: str = option("assistant", "data", "supervise every answer, the last one, or all text", TRAIN_ON)
+    max_length: int | None = option(None, "data", "longest conversation in tokens (default: the context)", least=1)
+    overlong: str = option("drop", "data", "what to do with longer ones", ("drop", "truncate"))
 
     init: str = option("base.pt", "model", "checkpoint to start from")
-    dropout: float = option(0.0, "model", "dropout in the model while training")
-    lora_rank: int = option(0, "model", "train LoRA adapters of this rank (0: train all weights)")
+    dropout: float = option(0.0, "model", "dropout in the model while training", least=0)
+    lora_rank: int = option(0, "model", "train adapters of this rank; 0 trains all weights", least=0)
     lora_alpha: float = option(16.0, "model", "LoRA's scale is alpha / rank")
-    lora_dropout: float = option(0.0, "model", "dropout in front of the adapters")
-    lora_targets: list[str] = option(list(lora.ALL_TARGETS), "model", "linear layers that get an adapter")
+    lora_dropout: float = option(0.0, "model", "dropout in front of the adapters", least=0)
+    lora_targets: list[str] = option(list(lora.ALL_TARGETS), "model", "linear layers with an adapter")
 
-    epochs: int = option(6, "training", "passes over the data")
-    steps: int | None = option(None, "training", "optimiser updates, instead of epochs")
-    batch_tokens: int = option(2048, "training", "most tokens of an optimiser step")
-    micro_batch_tokens: int = option(8192, "training", "most tokens of one forward pass, padding included")
-    lr: float | None = option(None, "training", "peak learning rate (default: 5e-4, with LoRA 2e-3)")
-    warmup_steps: int | None = option(None, "training", "steps of warm-up (default: a tenth of all, at most 100)")
-    weight_decay: float = option(0.01, "training", "AdamW's decay of matrices")
-    grad_clip: float = option(1.0, "training", "largest norm of the gradient (0: no clipping)")
+    epochs: int = option(6, "training", "passes over the data", least=1)
+    steps: int | None = option(None, "training", "optimiser updates, instead of epochs", least=1)
+    batch_tokens: int = option(2048, "training", "most tokens of an optimiser step", least=1)
+    micro_batch_tokens: int = option(8192, "training", "most tokens of a forward pass, padding too", least=1)
+    lr: float | None = option(None, "training", "peak learning rate (default: 5e-4, LoRA 2e-3)", least=0)
+    warmup_steps: int | None = option(None, "training", "default: a tenth of the steps, at most 100", least=0)
+    weight_decay: float = option(0.01, "training", "AdamW's decay of matrices", least=0)
+    grad_clip: float = option(1.0, "training", "largest norm of the gradient; 0 does not clip", least=0)
 
     out: str | None = option(None, "run", "folder for checkpoints and log (default: a new out/NAME-N)")
     resume: str | None = option(None, "run", "folder of the run to go on with; needs nothing else")
     overwrite: bool = option(False, "run", "replace the run in --out")
-    eval_every: int | None = option(None, "run", "steps between validations (default: once an epoch)")
-    save_every: int | None = option(None, "run", "steps between checkpoints (default: once an epoch)")
-    keep_checkpoints: int = option(2, "run", "how many of the newest checkpoints stay")
-    seed: int = option(0, "run", "seed of data order, held-out share, dropout and adapters")
+    eval_every: int | None = option(None, "run", "steps between validations (default: an epoch)", least=1)
+    save_every: int | None = option(None, "run", "steps between checkpoints (default: an epoch)", least=1)
+    keep_checkpoints: int = option(2, "run", "how many of the newest stay", least=1)
+    seed: int = option(0, "run", "of data order, held-out share, dropout, adapters", least=0)
 
     device: str = option("auto", "device", "where to train", ("auto", "cuda", "mps", "cpu"))
-    dtype: str = option("auto", "device", "number format; bfloat16 means autocast", ("auto", *DTYPES))
-    compile: bool = option(False, "device", "torch.compile the model: slower to start, faster on a GPU")
+    dtype: str = option("auto", "device", "bfloat16 means autocast", ("auto", *DTYPES))
+    compile: bool = option(False, "device", "torch.compile: slower to start, faster on a GPU")
 
 
 LEARNING_RATE, LEARNING_RATE_LORA = 5e-4, 2e-3
@@ -96,39 +95,35 @@ CHANGEABLE = {"steps", "save_every", "keep_checkpoints", "out", "resume", "overw
 
 def parse_arguments(argv: Sequence[str] | None) -> tuple[Config, set[str]]:
     """The configuration, and the names of those fields that the command line gives."""
+    wide = functools.partial(argparse.HelpFormatter, max_help_position=38, width=118)
     parser = argparse.ArgumentParser(
-        description="Fine-tune a GPT on conversations.", argument_default=argparse.SUPPRESS
+        description="Fine-tune a GPT on conversations.", argument_default=argparse.SUPPRESS, formatter_class=wide
     )
     groups = {}
     for option_field in dataclasses.fields(Config):
-        name, metadata = option_field.metadata["group"], option_field.metadata
-        group = groups.setdefault(name, parser.add_argument_group(name))
+        metadata, default = option_field.metadata, getattr(Config(), option_field.name)
+        group = groups.setdefault(metadata["group"], parser.add_argument_group(metadata["group"]))
         value_type = (typing.get_args(option_field.type) or (option_field.type,))[0]  # list[str] -> str
-        flag, default = "--" + option_field.name.replace("_", "-"), getattr(Config(), option_field.name)
+        arguments = {"help": metadata["help"]}
         if value_type is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=metadata["help"])
-            continue
-        shown = "" if default in (None, []) else f" ({' '.join(default) if isinstance(default, list) else default})"
-        group.add_argument(
-            flag,
-            type=value_type,
-            nargs="+" if isinstance(default, list) else None,
-            choices=metadata["choices"],
-            metavar=None if metadata["choices"] else {str: "NAME", int: "N", float: "X"}[value_type],
-            help=metadata["help"] + shown,
-        )
+            arguments["action"] = argparse.BooleanOptionalAction
+        else:
+            arguments |= {"type": value_type, "choices": metadata["choices"]}
+            arguments["nargs"] = "+" if isinstance(default, list) else None
+            arguments["metavar"] = None if metadata["choices"] else {str: "NAME", int: "N", float: "X"}[value_type]
+            if default not in (None, []):
+                arguments["help"] += f" ({' '.join(default) if isinstance(default, list) else default})"
+        group.add_argument("--" + option_field.name.replace("_", "-"), **arguments)
     given = vars(parser.parse_args(argv))
     return Config(**given), set(given)
 
 
 def check_ranges(config: Config) -> None:
-    at_least = {"lora_rank": 0, "dropout": 0, "lora_dropout": 0, "warmup_steps": 0, "weight_decay": 0, "grad_clip": 0}
-    at_least |= dict.fromkeys(("max_length", "epochs", "steps", "batch_tokens", "micro_batch_tokens"), 1)
-    at_least |= dict.fromkeys(("eval_every", "save_every", "keep_checkpoints"), 1) | {"seed": 0, "lr": 0}
-    for name, least in at_least.items():
-        value = getattr(config, name)
-        if value is not None and not (least <= value < (1 if "dropout" in name else math.inf)):
-            raise ValueError(f"--{name.replace('_', '-')} {value} is out of range")
+    for option_field in dataclasses.fields(config):
+        value, least = getattr(config, option_field.name), option_field.metadata["least"]
+        most = 1 if "dropout" in option_field.name else math.inf
+        if value is not None and least is not None and not least <= value < most:
+            raise ValueError(f"--{option_field.name.replace('_', '-')} {value} is out of range")
 
 
 # The objective
@@ -543,17 +538,16 @@ def ask(run: Run, before: bool) -> list[str]:
 
 
 def show_samples(run: Run, **answers: list[str]) -> None:
-    if run.data.samples and answers:
-        held_out = (
-            "held out from training" if len(run.data.val_indices) else "from the training data (nothing held out)"
-        )
-        log(f"\nquestions {held_out}")
-    for i, messages in enumerate(run.data.samples if rank() == 0 and answers else []):
+    """Each sample's question, with one line an answer: base=[...], tuned=[...]."""
+    if rank() != 0 or not run.data.samples:
+        return
+    print("\nquestions " + ("held out from training" if len(run.data.val_indices) else "seen in training"))
+    for i, messages in enumerate(run.data.samples):
         for message in messages[:-1]:
-            log(f"  {message.role:<10}{one_line(message.content)}")
-        for name, texts in (answers | {"wanted": {i: messages[-1].content}}).items():
-            log(f"    {name:<8}{one_line(texts[i])}")
-        log("")
+            print(f"  {message.role:<10}{one_line(message.content)}")
+        for name, texts in answers.items():
+            print(f"    {name:<8}{one_line(texts[i])}")
+        print(f"    wanted  {one_line(messages[-1].content)}\n")
 
 
 def one_line(text: str, width: int = 160) -> str:
