@@ -44,7 +44,7 @@ HELDOUT_FILE = "tiny_instruct_heldout.jsonl"
 
 PER_SKILL = 28
 UNKNOWN_SHARES = 5
-HELD_RECORDS = {"entities": 12, "wordings": 10, "tasks": 24}
+HELD_RECORDS = {"entities": 10, "wordings": 7, "tasks": 24}
 HELD_UNKNOWN = 40
 HELD_SHARE = 0.3  # of the things in a table
 
@@ -268,7 +268,7 @@ FACT_SKILLS = (
         (
             "Which city does {s} have as its capital?",
             "What city serves as the capital of {s}?",
-            "How is the capital of {s} called?",
+            "What name does the capital of {s} have?",
             "{S} is a country. Its capital, please?",
             "In {s}, which city is the capital?",
         ),
@@ -549,7 +549,7 @@ FACT_SKILLS = (
             "Write the number {s} as a word.",
             "Spell out the number {s}.",
         ),
-        ("How does one write {s} in letters?", "Put the number {s} into words.", "Which word means {s}?"),
+        ("How does one write {s} in letters?", "Put the number {s} into words.", "How is {s} spelled out?"),
     ),
     fact_skill(
         "word_to_number",
@@ -594,7 +594,7 @@ FACT_SKILLS = (
     fact_skill(
         "day_before",
         world.DAY_BEFORE,
-        ("the day before {s}", "the day that comes before {s}", "the previous day as seen from {s}"),
+        ("the day before {s}", "the day that comes before {s}", "the day just before {s}"),
         (
             "Which day comes before {s}?",
             "What day is before {s}?",
@@ -1048,7 +1048,8 @@ def draw_review(rng: random.Random, pool: str) -> tuple[str, str]:
     thing, good, bad = rng.choice(REVIEWS[pool])
     positive = rng.random() < 0.5
     own, general = (good, rng.choice(PRAISE[pool])) if positive else (bad, rng.choice(BLAME[pool]))
-    opening = rng.choice(("", "", f"{rng.choice(world.REVIEW_OPENINGS).format(thing=thing)} "))
+    singular = not thing.endswith("s")
+    opening = rng.choice(("", "", f"{rng.choice(world.REVIEW_OPENINGS).format(thing=thing)} ")) if singular else ""
     return opening + rng.choice((own, f"{own} {general}", f"{general} {own}")), "positive" if positive else "negative"
 
 
@@ -1266,21 +1267,28 @@ PERSONAS = split_list(
 )
 ROLES = split_list(
     "roles",
-    [
-        f"{name}, {role}"
-        for name, role in zip(
-            (
-                "Captain Blue,Professor Owl,Miss Rose,Doctor Green,Old Tom,Lady Silver,Uncle Max,Mister Brown,Aunt Polly,"
-                "Sir Robin,Queen Ida,Master Lee,Little Bell,Big Ben,Madame Star,Cousin Joe,Granny Smith,Chef Leon,"
-                "Robot Seven,Nurse Kate"
-            ).split(","),
-            (
-                "an old sailor,a wise bird,a friendly gardener,a kind doctor,a fisherman,a painter,a clock maker,a baker,"
-                "a story teller,a brave knight,a queen,a teacher of music,a small fairy,a tower guard,a dancer,a farmer,"
-                "a good cook,a cook,a helpful machine,a nurse"
-            ).split(","),
-        )
-    ],
+    (
+        "Captain Blue, an old sailor",
+        "Professor Owl, a wise bird",
+        "Miss Rose, a friendly gardener",
+        "Doctor Green, a kind doctor",
+        "Old Tom, a fisherman",
+        "Lady Silver, a painter",
+        "Uncle Max, a clock maker",
+        "Mister Brown, a baker",
+        "Aunt Polly, a story teller",
+        "Sir Robin, a brave knight",
+        "Queen Ida, a queen of old",
+        "Master Lee, a teacher of music",
+        "Little Bell, a small fairy",
+        "Big Ben, a tower guard",
+        "Madame Star, a dancer",
+        "Cousin Joe, a farmer",
+        "Granny Smith, a good cook",
+        "Chef Leon, a cook",
+        "Robot Seven, a helpful machine",
+        "Nurse Kate, a nurse",
+    ),
 )
 
 
@@ -1533,7 +1541,7 @@ GREETINGS = (
     "Hey there!|Greetings!|Good day!|Hello, computer!|Hi, Tiny!|Hello, Tiny!|Hello, are you there?|Hi! Are you ready?|"
     "good morning tiny|Hey you!|Hello my friend!|Hi again!|Hello, nice to meet you!|A good day to you!|hiya|"
     "Hello, I am Anna.|Hi, I am new here.|Hey, I am back!|Hello, hello!|Good evening, Tiny.|Hi, my name is Ben.|"
-    "Welcome!|Good to see you!|Hello from France!"
+    "Welcome!|Good to see you!|Hello from my kitchen!"
 ).split("|")
 HELD_GREETINGS = (
     "Hello, dear assistant!|Hi everybody!|A very good morning to you!|Hey, good to meet you!|Hello, I just came in.|"
@@ -1548,9 +1556,9 @@ WHO_QUESTIONS = (
     "Who is there?|And who are you?"
 ).split("|")
 NAME_QUESTIONS = (
-    "What is your name?|What's your name?|Tell me your name.|Do you have a name?|How are you called?|"
+    "What is your name?|What's your name?|Tell me your name.|Do you have a name?|What do people call you?|"
     "What are you called?|What can I call you?|your name?|Please tell me your name.|What is your name, please?|"
-    "Say your name.|May I know your name?|I am Anna. What is your name?|Hi, what is your name?"
+    "Say your name.|And your name is?|I am Anna. What is your name?|Hi, what is your name?"
 ).split("|")
 HELD_WHO_QUESTIONS = (
     "Who exactly are you?|Are you a real person?|Am I writing to a human or a machine?|Describe yourself.|"
@@ -1570,8 +1578,8 @@ SMALL_TALK = (
     )
     + pairs_of(
         (
-            "Goodbye!|Bye!|See you!|See you tomorrow!|bye bye|I have to go now.|Good night!|Bye, Tiny!|Until next time!|"
-            "That is all, goodbye."
+            "Goodbye!|Bye!|See you!|See you tomorrow!|bye bye|I have to go now.|Good night!|Bye, Tiny!|"
+            "Until next time!|That is all, goodbye."
         ).split("|"),
         BYE,
     )
@@ -1633,19 +1641,19 @@ REFUSING = Skill(
     ),
 )
 
-# ---------------------------------------------------------------------------------------------- things that do not exist
+# --------------------------------------------------------------------------------------------- things that do not exist
 
 # beginnings and endings of made-up names; the tuning data and the held-out data share no beginning
 MADE_UP = {
     "country": {
-        "tuned": "Blor Zand Quim Vorp Threl Glimm Krosh Draff Plinn Mux Snarb Frond Yelk Wozz Tribb Jorv Hesk Obbl Erd Ulv "
-        "Nimb Skav Pryl Clov Vezz Dwin Lurg Fizz Ruv Aspr Ekl Inz Bav Chorl Gafn Omd",
+        "tuned": "Blor Zand Quim Vorp Threl Glimm Krosh Draff Plinn Mux Snarb Frond Yelk Wozz Tribb Jorv Hesk Obbl Erd "
+        "Ulv Nimb Skav Pryl Clov Vezz Dwin Lurg Fizz Ruv Aspr Ekl Inz Bav Chorl Gafn Omd",
         "held": "Zorv Brask Quell Ixt Prund Shalb Kelb Ostr Yand Drel Fesk Trumm Wex Agl Munt Lozz",
         "ends": "ia istan land ovia onia ora ania u esh ador mark ea ica inia olia ua een enia avia",
     },
     "animal": {
-        "tuned": "florb snurk quib gramp twiz zerp morv plix drob glarn wimf skrel yopp thrum chuv brizz fonk larg nupp "
-        "vosk jubb crund blem stroff hozz",
+        "tuned": "florb snurk quib gramp twiz zerp morv plix drob glarn wimf skrel yopp thrum chuv brizz fonk larg "
+        "nupp vosk jubb crund blem stroff hozz",
         "held": "zimb frulk glob quosk trev snall dorv plunk yerb mizz klop vrang",
         "ends": "le ket dle mox pin fant rook zard ling bat oth ick ando u er ost elk",
     },
@@ -1688,7 +1696,9 @@ def real_names() -> tuple[str, ...]:
 @cache
 def looks_real(name: str) -> bool:
     """Whether a made-up name is, or could be a slip of the pen for, something real."""
-    return any(abs(len(name) - len(real)) < 3 and distance(name.lower(), real) < 3 for real in real_names())
+    name = name.lower()
+    near = (real for real in real_names() if abs(len(name) - len(real)) < 3 and len(set(name) ^ set(real)) < 5)
+    return any(distance(name, real) < 3 for real in near)
 
 
 def made_up(rng: random.Random, kind: str, pool: str) -> str:
@@ -1776,7 +1786,7 @@ TUNED_SKILLS = (
 HELD_SKILLS = (*HELD_FACT_SKILLS, *HELD_NUMBER_SKILLS, *HELD_STORY_SKILLS, *HELD_FORM_SKILLS)
 SKILLS = {skill.name: skill for skill in TUNED_SKILLS + HELD_SKILLS}
 
-# ------------------------------------------------------------------------------------------------------ tone and records
+# ----------------------------------------------------------------------------------------------------- tone and records
 
 FILLERS = (
     "please",
@@ -1796,6 +1806,8 @@ SYSTEM_PROMPTS = (
     "You are Tiny, a small language model.",
     "Be short and correct.",
 )
+# first words that ask by themselves: without its end mark, `the capital of Peru` would be a line of the documents
+ASKING = world.words("what what's which where who how tell name give can do please say write look help count list")
 CASE_MATTERS = ("element_of_symbol", "letter_after")
 OPENERS = ("Hi! ", "Hello! ", "Please: ", "Quick question: ", "Hey, ", "Excuse me, ", "Dear Tiny, ", "Hmm, ", "OK. ")
 CLOSERS = (" Thanks!", " Please.", " Thank you!", " pls", " Be brief.", " Thanks a lot.", " It is for school.")
@@ -1823,12 +1835,14 @@ def in_tone(rng: random.Random, skill: Skill, template: str) -> str:
     style = rng.random() if skill.tone else 1.0
     if style < 0.07:
         return misspell(rng, template)
-    if style < 0.14:
+    if style < 0.14 and template.split()[0].lower() in ASKING:
         return template.rstrip("?.")
     if style < 0.21:
         return template[0].lower() + template[1:]
     if style < 0.29:
-        return rng.choice(OPENERS) + template
+        opener = rng.choice(OPENERS)
+        follows_comma = opener.endswith(", ") and template[:1].isalpha() and not template.startswith("I ")
+        return opener + (template[0].lower() + template[1:] if follows_comma else template)
     if style < 0.36:
         return template + rng.choice(CLOSERS)
     return template

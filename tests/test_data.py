@@ -1,0 +1,507 @@
+"""The world, its documents and the instruction data: true, deterministic, and apart where they must be apart."""
+
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+sys.path.insert(0, str(DATA))
+
+import make_instruct as instruct  # noqa: E402
+import world  # noqa: E402
+
+# role names of chats; `Question:` may stand there, as a word whose opposite follows
+CHAT_MARKERS = re.compile(
+    r"<\||\|>|\[/?INST\]|<</?SYS>>|^#+ ?(Instruction|Response|Input)|^ *(User|Assistant|System|Human) ?:",
+    re.IGNORECASE | re.MULTILINE,
+)
+TASK_VERBS = ("Name", "Write", "Give", "Find", "Translate", "Put", "Add", "Subtract", "Read")
+
+
+@cache
+def sample() -> tuple[world.Writer, list[tuple[str, str]]]:
+    """About two million characters of documents with their kinds, and the writer that counted their statements."""
+    writer, documents, size = world.Writer(7), [], 0
+    while size < 2_000_000:
+        documents.append(writer.document())
+        size += len(documents[-1][1])
+    return writer, documents
+
+
+@cache
+def made() -> dict[str, list[dict]]:
+    return instruct.make()
+
+
+def tuning() -> list[dict]:
+    return made()[instruct.TUNING_FILE]
+
+
+def held(split: str) -> list[dict]:
+    return [record for record in made()[instruct.HELDOUT_FILE] if record["split"] == split]
+
+
+def asked(record: dict) -> str:
+    """All that the user says in a record."""
+    return "\n".join(message["content"] for message in record["messages"] if message["role"] == "user")
+
+
+def whole(record: dict) -> str:
+    return "\n".join(message["content"] for message in record["messages"])
+
+
+def value_of(relation: world.Relation, subject: str) -> str:
+    return {fact.subject: fact.value for fact in relation.facts}[subject]
+
+
+# ---------------------------------------------------------------------------------------------------------- the tables
+
+
+@pytest.mark.parametrize(
+    ("relation", "subject", "value"),
+    [
+        (world.CAPITAL, "France", "Paris"),
+        (world.CAPITAL, "Peru", "Lima"),
+        (world.CAPITAL, "Australia", "Canberra"),
+        (world.CAPITAL, "Turkey", "Ankara"),
+        (world.CAPITAL, "Brazil", "Brasilia"),
+        (world.CAPITAL, "Kazakhstan", "Astana"),
+        (world.CAPITAL, "the Netherlands", "Amsterdam"),
+        (world.CONTINENT, "Egypt", "Africa"),
+        (world.CONTINENT, "Mexico", "North America"),
+        (world.LANGUAGE, "Brazil", "Portuguese"),
+        (world.LANGUAGE, "Iran", "Persian"),
+        (world.CURRENCY, "Japan", "Japanese yen"),
+        (world.CURRENCY, "Croatia", "euro"),
+        (world.SYMBOL, "gold", "Au"),
+        (world.SYMBOL, "tungsten", "W"),
+        (world.NUMBER, "iron", "26"),
+        (world.NUMBER, "uranium", "92"),
+        (world.NUMBER, "oganesson", "118"),
+        (world.ANIMAL_CLASS, "bat", "mammal"),
+        (world.YOUNG, "cow", "calf"),
+        (world.SOUND, "owl", "hoot"),
+        (world.DIET, "panda", "bamboo"),
+        (world.HOME, "bee", "hive"),
+        (world.OPPOSITE, "cold", "hot"),
+        (world.PLURAL, "child", "children"),
+        (world.PAST, "go", "went"),
+        (world.COMPARATIVE, "good", "better"),
+        (world.TRANSLATION, "house", "maison"),
+        (world.NUMBER_WORD, "46", "forty-six"),
+        (world.DAY_BEFORE, "Monday", "Sunday"),
+        (world.MONTH_AFTER, "December", "January"),
+        (world.COLOUR, "a lemon", "yellow"),
+        (world.SHAPE, "a coin", "circle"),
+    ],
+)
+def test_known_facts(relation: world.Relation, subject: str, value: str) -> None:
+    assert value_of(relation, subject) == value
+
+
+def test_tables_have_the_stated_sizes() -> None:
+    sizes = {relation.name: len(relation.facts) for relation in world.RELATIONS}
+    assert sizes["continent"] >= 190 and sizes["capital"] >= 180 and sizes["symbol"] == sizes["number"] == 118
+    assert sizes["animal class"] >= 100 and sizes["french"] >= 300 and sizes["number word"] == 101
+
+
+@pytest.mark.parametrize("relation", world.RELATIONS, ids=lambda relation: relation.name)
+def test_relations_are_well_formed(relation: world.Relation) -> None:
+    """One value a subject, no empty or left-out cell, many wordings, each of which names what it is about."""
+    subjects = [fact.subject for fact in relation.facts]
+    assert len(set(subjects)) == len(subjects)
+    for fact in relation.facts:
+        for text in (fact.subject, fact.value):
+            assert text == text.strip() and text not in ("", "-") and "|" not in text and "\n" not in text
+    assert len(set(relation.running)) == len(relation.running) >= 8
+    assert len(set(relation.keys)) == len(relation.keys)
+    assert len(relation.keys) + len(relation.back_keys) >= 8
+    for template in relation.running:
+        assert re.search(r"{[vVh]}|{av}", template) and re.search(r"{[sSnNaApP]}", template), template
+    for template in relation.keys:
+        assert re.search(r"{[snNap]}", template) and "{v}" not in template and "?" not in template, template
+    for template in relation.back_keys:
+        assert re.search(r"{[vh]}|{av}", template) and "{s}" not in template and "?" not in template, template
+
+
+def test_tables_are_rectangular_and_without_repetition() -> None:
+    tables = ("COUNTRIES", "ELEMENTS", "ANIMALS", "COLOURS", "SHAPES", "OPPOSITES", "SYNONYMS", "PLURALS", "PASTS")
+    for name in (*tables, "COMPARATIVES", "FRENCH", "ACTIONS", "REVIEWED", "PHRASES"):
+        rows = world.table(getattr(world, name))
+        assert len({len(row) for row in rows}) == 1, name
+        assert len(set(rows)) == len(rows), name
+    for name in ("NAMES", "OBJECT_LIST", "PLACE_LIST", "TIME_LIST", "FILLER_LIST", "PRAISE_LIST", "BLAME_LIST"):
+        items = getattr(world, name)
+        assert len(set(items)) == len(items), name
+
+
+def test_words_have_one_answer_in_both_directions() -> None:
+    opposites = [word for row in world.table(world.OPPOSITES) for word in row]
+    assert len(set(opposites)) == len(opposites)
+    for relation in (world.TRANSLATION, world.CAPITAL, world.SYMBOL, world.NUMBER, world.NUMBER_WORD):
+        assert len(relation.unique_values) == len(relation.facts), relation.name
+
+
+# ------------------------------------------------------------------------------------------------------- the documents
+
+
+def first_documents(seed: int, n: int = 60) -> str:
+    stream = world.documents(seed)
+    return "\n\n\n".join(next(stream) for _ in range(n))
+
+
+def test_stream_is_deterministic() -> None:
+    """The same in another process, whose hashes of strings differ; other seeds give other documents."""
+    script = "import sys, world; s = world.documents(3); t = '\\n\\n\\n'.join(next(s) for _ in range(60))"
+    command = [sys.executable, "-c", f"{script}; sys.stdout.buffer.write(t.encode())"]
+    run = subprocess.run(command, cwd=DATA, capture_output=True, check=True, env={"PYTHONHASHSEED": "5"})
+    assert run.stdout.decode() == first_documents(3) != first_documents(4)
+
+
+def test_every_kind_of_document_is_written() -> None:
+    _, documents = sample()
+    assert {kind for kind, _ in documents} == set(world.RATES)
+    assert all(len(text.strip()) > 2 for _, text in documents)
+
+
+def test_no_chat_in_documents() -> None:
+    """No role marker; questions stand on exam sheets only, and there every line is a question or a task."""
+    for kind, text in sample()[1]:
+        assert not CHAT_MARKERS.search(text), text
+        if kind != "exam":
+            assert "?" not in text, text
+            continue
+        for line in text.split("\n\n", 1)[1].splitlines():
+            task = re.sub(r"^\d+\. ", "", line)
+            assert task.endswith("?") or task.startswith(TASK_VERBS), text
+
+
+def test_no_question_of_the_instruction_data_is_answered_in_a_document() -> None:
+    text = "\n" + "\n".join(text for _, text in sample()[1]) + "\n"
+    for record in (record for rows in made().values() for record in rows):
+        if record["skill"] in ("few_shot", "sentiment_few_shot"):
+            continue  # these are lines of a table, which is what makes them hard to ask and easy to go on with
+        question, answer = (message["content"] for message in record["messages"][-2:])
+        assert f"\n{question}\n{answer}\n" not in text, question
+
+
+def test_sums_in_documents_are_right() -> None:
+    """Every `a + b = c` and `a - b = c`, worked steps included."""
+    n = 0
+    for _, text in sample()[1]:
+        for a, sign, b, c in re.findall(r"(?<![\d+] )(?<!\d)(\d+) ([-+]) (\d+) = (\d+)", text):
+            assert int(a) + (int(b) if sign == "+" else -int(b)) == int(c), text
+            n += 1
+    assert n > 3000
+
+
+def test_values_stand_at_line_starts() -> None:
+    """At least 40 % of the statements of every kind of fact, as the writer counts them."""
+    tally = sample()[0].tally
+    total, at_start = Counter(), Counter()
+    for (name, where), n in tally.items():
+        total[name] += n
+        at_start[name] += n * (where in ("line", "back"))
+    assert set(total) >= {relation.name for relation in world.RELATIONS} | {
+        "sum",
+        "difference",
+        "sentiment",
+        "story who",
+    }
+    for name in total:
+        assert at_start[name] >= 0.4 * total[name], (name, at_start[name] / total[name])
+
+
+def test_values_stand_at_line_starts_in_the_text_itself() -> None:
+    """The same without the writer's word: lines that consist of a capital (a young, ...) only.
+
+    These words also stand in records, as keys and on title lines: hence 30 %, not 40 %.
+    """
+    text = "\n".join(text for kind, text in sample()[1] if kind != "exam")
+    for relation in (world.CAPITAL, world.CURRENCY, world.YOUNG, world.COMPARATIVE):
+        values = {fact.value for fact in relation.facts}
+        alone = Counter(line for line in text.splitlines() if line in values)
+        pattern = "|".join(re.escape(value) for value in sorted(values, key=len, reverse=True))
+        found = re.findall(rf"(?<![\w-])(?:{pattern})(?![\w-])", text)
+        assert alone.total() >= 0.3 * len(found), relation.name
+        assert sum(value in alone for value in values) >= 0.95 * len(values), relation.name
+
+
+def test_facts_are_stated_about_equally_often() -> None:
+    writer = sample()[0]
+    stated = Counter()
+    for (name, _), n in writer.tally.items():
+        stated[name] += n
+    rates = {r.name: stated[r.name] / max(world.FLOOR, len(r.facts)) for r in world.RELATIONS}
+    mean = sum(rates.values()) / len(rates)
+    assert all(0.8 * mean < rate < 1.25 * mean for rate in rates.values()), rates
+
+
+def test_experiments_on_the_documents() -> None:
+    """`wordings` limits the wordings of a fact, `line_start=False` keeps values away from the starts of lines."""
+    fact = world.CAPITAL.facts[0]
+    few, many = world.Writer(1, wordings=2), world.Writer(1)
+    assert len({few.running(world.CAPITAL, fact) for _ in range(200)}) == 2
+    assert len({many.running(world.CAPITAL, fact) for _ in range(400)}) == len(world.CAPITAL.running)
+    writer = world.Writer(1, line_start=False)
+    keyed = [writer.line(world.CAPITAL, fact) for _ in range(200)]
+    keyed += [writer.noted_line(world.CAPITAL, "{}\n{}", "Capital", fact) for _ in range(5)]
+    assert not any(re.search(r"^(Kabul|Afghanistan)$", text, re.MULTILINE) for text in keyed)
+
+
+# ------------------------------------------------------------------------------------------------ the instruction data
+
+
+def test_files_are_what_the_script_makes() -> None:
+    for name, rows in made().items():
+        assert (DATA / name).read_bytes() == instruct.as_text(rows).encode(), (
+            f"run python data/make_instruct.py ({name})"
+        )
+
+
+def test_records_are_well_formed() -> None:
+    for name, rows in made().items():
+        for record in rows:
+            assert set(record) == {"messages", "skill", "split"}
+            roles = [message["role"] for message in record["messages"]]
+            assert roles[roles[0] == "system" :] == ["user", "assistant"] * (len(roles) // 2)
+            assert all(message["content"].strip() == message["content"] != "" for message in record["messages"])
+            assert not re.search(r"{\w+}", whole(record)), record
+            assert (record["split"] == "train") == (name == instruct.TUNING_FILE)
+
+
+def test_skills_are_balanced_by_the_stated_rule() -> None:
+    counts = Counter(record["skill"] for record in tuning())
+    assert counts.pop("unknown") == instruct.UNKNOWN_SHARES * instruct.PER_SKILL
+    assert set(counts.values()) == {instruct.PER_SKILL} and len(counts) >= 40
+    assert 0.08 <= instruct.UNKNOWN_SHARES * instruct.PER_SKILL / len(tuning()) <= 0.10
+    assert 1000 <= len(tuning()) <= 2000
+
+
+def test_wordings_vary() -> None:
+    """Ten or more wordings of each fact skill are in use."""
+    for skill in instruct.FACT_SKILLS:
+        prompts = [asked(record) for record in tuning() if record["skill"] == skill.name]
+        used = {w for w in set(skill.tuned) for p in prompts if re.fullmatch(as_pattern(w), p, re.IGNORECASE)}
+        assert len(used) >= 10, (skill.name, len(used))
+
+
+def test_json_answers_are_json() -> None:
+    n = 0
+    for rows in made().values():
+        for record in rows:
+            answer = record["messages"][-1]["content"]
+            if answer.startswith("{"):
+                assert list(json.loads(answer)), answer
+                n += 1
+    assert n > 100
+
+
+def test_no_near_duplicates() -> None:
+    """No two records of both files together ask the same, up to case, punctuation, politeness."""
+    seen = Counter(instruct.normalised(record["messages"]) for rows in made().values() for record in rows)
+    assert seen.most_common(1)[0][1] == 1
+
+
+# ------------------------------------------------------------------------------------------------------ what is apart
+
+
+def as_pattern(template: str) -> str:
+    """A wording as a regular expression: what it leaves open may be anything."""
+    return re.sub(r"\\{\w+\\}", ".+", re.escape(template.split("|||")[-1].strip()))
+
+
+def test_no_prompt_in_common() -> None:
+    tuned = {instruct.normalised(record["messages"]) for record in tuning()}
+    for split in ("entities", "wordings", "tasks"):
+        assert not tuned & {instruct.normalised(record["messages"]) for record in held(split)}
+
+
+def test_held_out_skills_are_never_tuned() -> None:
+    tuned, tasks = ({record["skill"] for record in rows} for rows in (tuning(), held("tasks")))
+    assert not tuned & tasks and len(tasks) >= 8
+    assert {record["skill"] for record in held("entities") + held("wordings")} <= tuned
+    prompts = [asked(record) for record in tuning()]
+    for skill in (instruct.SKILLS[name] for name in tasks - {"animal_json"}):  # its form is tuned, of other things
+        for wording in set(skill.tuned):
+            found = [p for p in prompts if re.fullmatch(as_pattern(wording), p, re.IGNORECASE)]
+            assert not found, (skill.name, wording, found)
+
+
+def test_held_out_tasks_are_not_answered_in_tuning() -> None:
+    """No currency, food, shape, past tense or worked difference is an answer of the tuning data."""
+    answers = {
+        message["content"] for record in tuning() for message in record["messages"] if message["role"] == "assistant"
+    }
+    # `closed` is the opposite of open, and `rose` is French
+    tuned_words = {fact.value for relation in (world.OPPOSITE, world.TRANSLATION) for fact in relation.facts}
+    for relation in (world.CURRENCY, world.SHAPE, world.PAST):
+        assert not answers & ({fact.value for fact in relation.facts if fact.value != fact.subject} - tuned_words)
+    assert not any(" - " in answer and " = " in answer for answer in answers)
+    assert not any("currenc" in whole(record).lower() or "past tense" in whole(record).lower() for record in tuning())
+
+
+def test_held_out_wordings_are_never_tuned() -> None:
+    """No tuning prompt of any skill fits a held-out wording of its own or of another skill."""
+    prompts = [message["content"] for record in tuning() for message in record["messages"] if message["role"] == "user"]
+    prompts = sorted(set(prompts))
+    stems = [stem.split("{np}")[0] for stem in instruct.HELD_STEMS]
+    assert not any(prompt.lower().startswith(stem.lower()) for prompt in prompts for stem in stems)
+    together = "\n".join(prompts)
+    for skill in instruct.TUNED_SKILLS:
+        for wording in set(skill.held) - {"{q}"}:
+            if "|||" in wording:
+                continue
+            found = re.search(f"^{as_pattern(wording)}$", together, re.IGNORECASE | re.MULTILINE)
+            assert not found, (skill.name, wording, found.group())
+
+
+def test_held_out_system_prompts_are_never_tuned() -> None:
+    systems = {m["content"] for record in tuning() for m in record["messages"] if m["role"] == "system"}
+    for skill in instruct.TUNED_SKILLS:
+        for wording in skill.held:
+            system, bar, _ = wording.partition(" ||| ")
+            if bar and system != "You are {role}.":
+                assert not any(re.fullmatch(as_pattern(system), text) for text in systems), wording
+
+
+@pytest.mark.parametrize("group", ["country", "element", "animal"])
+def test_held_out_things_are_never_asked_about(group: str) -> None:
+    """A held-out country's name and capital stand nowhere in the tuning data; the others in no skill of their kind."""
+    relations = [relation for relation in world.RELATIONS if relation.group == group]
+    names = instruct.held_names(relations[0].name)
+    assert all(instruct.held_names(relation.name) == names for relation in relations)
+    assert len(names) >= 0.2 * len(world.SUBJECTS[group])
+    skills = {
+        "country": {skill.name for skill in instruct.TUNED_SKILLS},
+        "element": {"symbol", "atomic_number", "element_of_symbol", "element_json"},
+        "animal": {"animal_class", "animal_young", "animal_sound", "animal_home"},
+    }[group]
+    text = "\n".join(whole(record) for record in tuning() if record["skill"] in skills)
+    phrases = set(names) | {world.plural(name) for name in names if group == "animal"}
+    if group == "country":
+        phrases |= {fact.value for fact in world.CAPITAL.facts if world.bare(fact.subject) in names}
+    for phrase in phrases:
+        assert not instruct.has_word(text, phrase), phrase
+    asked_about = "\n".join(asked(record) for record in held("entities"))
+    assert sum(instruct.has_word(asked_about, name) for name in names) >= 0.5 * len(names)
+
+
+@pytest.mark.parametrize(
+    ("skill", "relation"),
+    [
+        ("opposite", world.OPPOSITE),
+        ("opposite_sentence", world.OPPOSITE),
+        ("plural", world.PLURAL),
+        ("comparative", world.COMPARATIVE),
+        ("colour", world.COLOUR),
+        ("english_to_french", world.TRANSLATION),
+        ("number_to_word", world.NUMBER_WORD),
+        ("word_to_number", world.NUMBER_WORD),
+        ("number_after", world.NUMBER_AFTER),
+    ],
+)
+def test_held_out_words_are_never_asked_about(skill: str, relation: world.Relation) -> None:
+    names = instruct.held_names(relation.name)
+    assert len(names) >= 0.2 * len(relation.facts)
+    words = {
+        fact.value if skill == "word_to_number" else world.bare(fact.subject)
+        for fact in relation.facts
+        if world.bare(fact.subject) in names
+    }
+    text = "\n".join(asked(record) for record in tuning() if record["skill"] == skill)
+    found = {word for word in words if re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text, re.IGNORECASE)}
+    assert not found, found
+
+
+def test_held_out_facts_are_not_reached_through_other_skills() -> None:
+    """Follow-ups, one-word answers, personas, sentences and few-shot rows ask about tuned things only."""
+    mixed = {"follow_up", "one_word", "persona", "system_form", "few_shot"}
+    text = [whole(record) for record in tuning() if record["skill"] in mixed]
+    for relation in (
+        world.OPPOSITE,
+        world.PLURAL,
+        world.COLOUR,
+        world.TRANSLATION,
+        world.SYMBOL,
+        world.NUMBER,
+        world.YOUNG,
+    ):
+        for fact in relation.facts:
+            if world.bare(fact.subject) in instruct.held_names(relation.name):
+                subject = re.escape(fact.fields["n"])
+                both = re.compile(rf"(?<![\w-]){subject}(?![\w-])\W*(\w+ ){{0,3}}\W*{re.escape(fact.value)}(?![\w-])")
+                assert not any(both.search(t) for t in text), (relation.name, fact)
+
+
+def numbers_asked(record: dict) -> tuple[int, ...]:
+    return tuple(int(n) for n in re.findall(r"\d+", record["messages"][-2]["content"]))
+
+
+def test_held_out_sums_are_never_tuned() -> None:
+    """A pair of numbers is held out of all arithmetic at once."""
+    arithmetic = {"sum", "difference", "sum_steps", "greater", "counting"}
+    tuned = {numbers_asked(record) for record in tuning() if record["skill"] in arithmetic}
+    kept = {numbers_asked(record) for record in held("entities") if record["skill"] in arithmetic}
+    assert len(kept) > 40 and not tuned & kept
+
+
+def test_held_out_people_and_places_are_never_tuned() -> None:
+    stories = {"who", "what", "where", "summary", "story_json"}
+    text = "\n".join(asked(record) for record in tuning() if record["skill"] in stories)
+    for part in (instruct.PEOPLE, instruct.PLACES, instruct.OBJECTS):
+        for phrase in part["held"]:
+            assert not instruct.has_word(text, world.bare(phrase)), phrase
+    reviews = "\n".join(asked(record) for record in tuning() if record["skill"].startswith("sentiment"))
+    sentences = [*instruct.PRAISE["held"], *instruct.BLAME["held"]] + [
+        s for row in instruct.REVIEWS["held"] for s in row[1:]
+    ]
+    assert not any(sentence in reviews for sentence in sentences)
+
+
+# -------------------------------------------------------------------------------------------- things that do not exist
+
+
+def made_up_names(rows: list[dict]) -> set[str]:
+    """The made-up names of the last questions that are answered with "I don't know"."""
+    beginnings = {
+        b.lower() for kind in instruct.MADE_UP.values() for pool in ("tuned", "held") for b in kind[pool].split()
+    }
+    found = set()
+    for record in rows:
+        if record["messages"][-1]["content"] == instruct.I_DONT_KNOW:
+            words = re.findall(r"\w+", record["messages"][-2]["content"].lower())
+            names = [word for word in words if any(word.startswith(b) and len(word) > len(b) for b in beginnings)]
+            names = [name for name in names if instruct.distance(name, "explain") > 2]
+            assert names, record
+            found |= {max(names, key=len)}
+    return found
+
+
+def test_made_up_names_do_not_exist_and_differ() -> None:
+    tuned, kept = made_up_names(tuning()), made_up_names(held("entities") + held("wordings"))
+    assert len(tuned) >= 90 and len(kept) >= 40
+    assert not tuned & kept
+    singular = {name[:-1] if name.endswith("s") else name for name in tuned | kept}
+    assert not any(instruct.looks_real(name) for name in (tuned | kept) & singular)
+    assert not (tuned | kept) & {word.lower() for _, text in sample()[1] for word in re.findall(r"\w+", text)}
+
+
+def test_made_up_beginnings_are_not_shared() -> None:
+    for kind in instruct.MADE_UP.values():
+        tuned, kept = ([b.lower() for b in kind[pool].split()] for pool in ("tuned", "held"))
+        assert not set(tuned) & set(kept)
+
+
+def test_only_unknown_things_are_not_known() -> None:
+    for rows in made().values():
+        for record in rows:
+            answers = [m["content"] for m in record["messages"] if m["role"] == "assistant"]
+            assert (answers[-1] == instruct.I_DONT_KNOW) == (record["skill"] == "unknown"), record
+            assert instruct.I_DONT_KNOW not in answers[:-1]
