@@ -183,9 +183,11 @@ def render(
         rendering.add_content(messages[0].content, supervised=bool(messages[0].weight))
         rendering.add([tokenizer.special(END_OF_TEXT)], supervised=bool(messages[0].weight))
         return rendering.ids, rendering.loss_mask
+    if train_on not in TRAIN_ON:
+        raise ValueError(f"train_on must be one of {', '.join(TRAIN_ON)}, not {train_on!r}")
     form = TEMPLATES[template]
     rendering = Rendering(tokenizer, form.special_tokens)
-    rendering.add_markup(form.begin, supervised=train_on == "all")
+    rendering.add_markup(form.begin, supervised=train_on == "all" and any(message.weight for message in messages))
     last = max((i for i, message in enumerate(messages) if message.role == "assistant"), default=-1)
     previous = None
     for i, message in enumerate(messages):
@@ -224,11 +226,34 @@ SHAREGPT_ROLES = {
     "observation": "tool",
     "tool": "tool",
 }
-KEYS_READ = {"messages", "conversations", "instruction", "input", "output", "prompt", "completion", "text", "system"}
+FORMS = {  # the keys that make a form: those that may stand beside them
+    ("messages",): ("system",),
+    ("conversations",): ("system",),
+    ("instruction", "output"): ("input", "system"),
+    ("prompt", "completion"): ("system",),
+    ("text",): (),
+}
 ACCEPTED = (
     '{"messages": [{"role", "content"}]}, {"conversations": [{"from", "value"}]}, {"instruction", "input", "output"}, '
     '{"prompt", "completion"} or {"text"}'
 )
+
+
+def form_of(record: dict) -> tuple[str, ...]:
+    """The keys of the first form that the record has. Raises ValueError where it has none."""
+    if not isinstance(record, dict):
+        raise ValueError(f"a record must be a JSON object, not {type(record).__name__}; accepted: {ACCEPTED}")
+    for form in FORMS:
+        if all(key in record for key in form):
+            return form
+    found = printable(", ".join(record)) or "(none)"
+    raise ValueError(f"unknown form of record, with the keys {found}; accepted: {ACCEPTED}")
+
+
+def unused_keys(record: dict) -> set[str]:
+    """The keys of a record that `read_record` does not look at."""
+    form = form_of(record)
+    return record.keys() - {*form, *FORMS[form]}
 
 
 def read_record(record: dict) -> list[Message]:
@@ -252,23 +277,23 @@ def read_record(record: dict) -> list[Message]:
 
 
 def read_any_form(record: dict) -> list[Message]:
-    if not isinstance(record, dict):
-        raise ValueError(f"a record must be a JSON object, not {type(record).__name__}; accepted: {ACCEPTED}")
-    if "messages" in record:
-        turns = [read_turn(turn, "role", "content", None) for turn in list_of(record, "messages")]
-    elif "conversations" in record:
-        turns = [read_turn(turn, "from", "value", SHAREGPT_ROLES) for turn in list_of(record, "conversations")]
-    elif "instruction" in record and "output" in record:
-        parts = [text_of(record["instruction"]), text_of(record.get("input") or "")]
-        turns = [Message("user", "\n\n".join(filter(None, parts))), Message("assistant", text_of(record["output"]))]
-    elif "prompt" in record and "completion" in record:
-        turns = [Message("user", text_of(record["prompt"])), Message("assistant", text_of(record["completion"]))]
-    elif "text" in record:
+    form = form_of(record)
+    if form == ("text",):
         return [Message("text", text_of(record["text"]))]
+    if form == ("messages",):
+        turns = [read_turn(turn, "role", "content", None) for turn in list_of(record, "messages")]
+    elif form == ("conversations",):
+        turns = [read_turn(turn, "from", "value", SHAREGPT_ROLES) for turn in list_of(record, "conversations")]
     else:
-        raise ValueError(f"unknown form of record, with the keys {', '.join(record) or '(none)'}; accepted: {ACCEPTED}")
-    system = text_of(record.get("system") or "")
+        question, answer = form
+        parts = [text_of(record[question]), optional_text(record, "input") if question == "instruction" else ""]
+        turns = [Message("user", "\n\n".join(filter(None, parts))), Message("assistant", text_of(record[answer]))]
+    system = optional_text(record, "system")
     return [Message("system", system), *turns] if system else turns
+
+
+def optional_text(record: dict, key: str) -> str:
+    return "" if record.get(key) is None else text_of(record[key])
 
 
 def list_of(record: dict, key: str) -> list:
@@ -279,7 +304,7 @@ def list_of(record: dict, key: str) -> list:
 
 def read_turn(turn: dict, role_key: str, content_key: str, role_names: dict[str, str] | None) -> Message:
     if not isinstance(turn, dict) or role_key not in turn or content_key not in turn:
-        found = ", ".join(turn) if isinstance(turn, dict) else type(turn).__name__
+        found = printable(", ".join(turn)) if isinstance(turn, dict) else type(turn).__name__
         raise ValueError(f'a message needs "{role_key}" and "{content_key}" (found {found})')
     role = turn[role_key]
     if role_names:
@@ -308,7 +333,8 @@ def read_records(path: str | Path) -> Iterator[tuple[int, object]]:
     Raises ValueError (`file:line: reason`) for invalid UTF-8 and invalid JSON, OSError where the file cannot be read.
     """
     with open(path, "rb") as file:
-        start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+        lines = (line.removeprefix(b"\xef\xbb\xbf").strip() for line in file)
+        start = next(filter(None, lines), b"")
         file.seek(0)
         if start.startswith(b"["):
             yield from read_array(path, file.read())
@@ -334,7 +360,10 @@ def read_array(path: str | Path, data: bytes) -> Iterator[tuple[int, object]]:
         yield number, record
         end = separator.match(text, end).end()
         if text.startswith(",", end):
-            end += 1
+            end = separator.match(text, end + 1).end()
+            if text.startswith("]", end):
+                number += text.count("\n", counted_to, end)
+                raise ValueError(f"{path}:{number}: not valid JSON: a comma before the end of the array")
         elif not text.startswith("]", end):
             number += text.count("\n", counted_to, end)
             raise ValueError(f"{path}:{number}: not valid JSON: expected , or ] after a record")
@@ -403,10 +432,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _, tokenizer, _ = load_checkpoint(args.init, "cpu")
         tokenizer = tokenizer.with_special(TEMPLATES[args.template].special_tokens)
-        for line, _, messages in itertools.islice(read_conversations(args.data), args.number):
+        conversations = list(itertools.islice(read_conversations(args.data), args.number))
+        if not conversations:
+            raise ValueError(f"{args.data}: no record in this file")
+        for line, _, messages in conversations:
             ids, loss_mask = render(messages, tokenizer, args.template, args.train_on)
             print(f"{args.data}:{line}: {len(ids)} tokens, {sum(loss_mask)} supervised")
-            print(show_mask(ids, loss_mask, tokenizer, colour="NO_COLOR" not in os.environ) + "\n")
+            print(show_mask(ids, loss_mask, tokenizer, colour=not os.environ.get("NO_COLOR")) + "\n")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

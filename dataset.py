@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chat_template import KEYS_READ, read_conversations, render
+from chat_template import read_conversations, render, unused_keys
 from tokenizer import Tokenizer
 
 IGNORED = -100  # the target of a position that is not supervised
@@ -63,11 +63,11 @@ def build_dataset(
     """
     ids, loss_mask, offsets, sources, report = array("i"), array("B"), array("q", [0]), array("q"), []
     for file_index, path in enumerate(paths):
-        count, unused_keys, shortest = Counter(), Counter(), None
+        count, unused, shortest = Counter(), Counter(), None
         for _, record, messages in read_conversations(path):
             example_ids, example_mask = render(messages, tokenizer, template, train_on)
             count["read"] += 1
-            unused_keys.update(record.keys() - KEYS_READ)
+            unused.update(unused_keys(record))
             shortest = min(shortest or len(example_ids), len(example_ids))
             if len(example_ids) > max_length:
                 count[overlong] += 1
@@ -93,18 +93,18 @@ def build_dataset(
                 f"{max_length} tokens (the shortest has {shortest}; see --max-length and --overlong) and "
                 f"{count['unsupervised']} have no supervised token"
             )
-        report += describe(path, count, unused_keys, max_length)
+        report += describe(path, count, unused, max_length)
     arrays = np.frombuffer(ids, np.int32), np.frombuffer(loss_mask, np.uint8), np.frombuffer(offsets, np.int64)
     return Dataset(*arrays, np.frombuffer(sources, np.int64).reshape(-1, 2)), report
 
 
-def describe(path: Path, count: Counter, unused_keys: Counter, max_length: int) -> list[str]:
+def describe(path: Path, count: Counter, unused: Counter, max_length: int) -> list[str]:
     share = 100 * count["supervised"] / count["tokens"]
     kept = f"{count['kept']:,} conversations, {count['tokens']:,} tokens, {count['supervised']:,} supervised"
     over = f"longer than {max_length} tokens: {count['drop']:,} dropped, {count['truncate']:,} truncated"
     lines = [f"{path}: {kept} ({share:.0f} %)", f"{over}; nothing supervised: {count['unsupervised']:,} dropped"]
-    if unused_keys:
-        lines += ["keys not used: " + ", ".join(f"{key!r} ({n:,})" for key, n in sorted(unused_keys.items()))]
+    if unused:
+        lines += ["keys not used: " + ", ".join(f"{key!r} ({n:,})" for key, n in sorted(unused.items()))]
     return lines
 
 

@@ -2,8 +2,8 @@
 
     python evaluate.py data/base.pt out/tiny_instruct-1
 
-A tuned model is asked through its template and must answer exactly (JSON: the same value). A base, which knows no turns,
-is asked in bare text, and the first line that it types is its answer: the kindest reading of what it does.
+A tuned model is asked through its template and must answer exactly (JSON: the same value). A base, which knows no
+turns, is asked in bare text, and the first line that it types is its answer: the kindest reading of what it does.
 """
 
 import argparse

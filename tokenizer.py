@@ -34,6 +34,9 @@ class Tokenizer:
     def __init__(self, ranks: dict[bytes, int], special_tokens: dict[str, int], split: str = SPLIT):
         """`ranks` maps a token's bytes to its id; `special_tokens` a special token's name to its id."""
         self.ranks, self.special_tokens, self.split = ranks, special_tokens, split
+        ids = [*ranks.values(), *special_tokens.values()]
+        if sorted(ids) != list(range(len(ids))) or any(bytes([byte]) not in ranks for byte in range(256)):
+            raise ValueError("the ids of a tokenizer run from 0, each once, and all 256 bytes are among its tokens")
         self._encoding = tiktoken.Encoding(
             "from-ranks", pat_str=split, mergeable_ranks=ranks, special_tokens=special_tokens
         )
@@ -50,7 +53,10 @@ class Tokenizer:
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """The exact bytes behind `ids`; a special token gives its name. Raises KeyError for an id outside."""
-        return self._encoding.decode_bytes(ids)
+        try:
+            return self._encoding.decode_bytes(ids)
+        except OverflowError as error:
+            raise KeyError(f"an id outside the vocabulary: {error}") from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text behind `ids`, with U+FFFD for bytes that are not UTF-8 (half a character, for one)."""
@@ -95,7 +101,7 @@ class Tokenizer:
         """Raises ValueError where the file is not one that `save` wrote."""
         try:
             return cls.from_state(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not a saved tokenizer ({type(error).__name__}: {error})") from error
 
     @classmethod
@@ -103,7 +109,7 @@ class Tokenizer:
         """GPT-2's 50,257 tokens, from tiktoken's cache or its download. Raises OSError where neither is to be had."""
         try:
             encoding = tiktoken.get_encoding("gpt2")
-        except OSError as error:  # tiktoken downloads with `requests`, whose errors are OSErrors
+        except (OSError, ValueError) as error:  # no network, or something else than the file: a log-in page, say
             raise OSError(
                 "GPT-2's vocabulary is not on this machine and could not be downloaded. Where there is a network, run "
                 "TIKTOKEN_CACHE_DIR=FOLDER python -c 'import tiktoken; tiktoken.get_encoding(\"gpt2\")', bring FOLDER "

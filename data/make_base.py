@@ -8,6 +8,7 @@ the same file on the same machine and number of threads.
 
 import argparse
 import itertools
+import json
 import math
 import sys
 import time
@@ -27,6 +28,7 @@ from sft import keep_freed_memory, learning_rate, nll_sum  # noqa: E402
 from tokenizer import END_OF_TEXT, Tokenizer, train_bpe  # noqa: E402
 
 VAL_TOKENS = 100_000  # the end of the stream is never trained on
+HELD_OUT_SEED, HELD_OUT_DOCUMENTS = 1_000_003, 300  # another stream, for measuring what tuning makes a model forget
 
 
 def encode_stream(tokenizer: Tokenizer, n_tokens: int, seed: int) -> np.ndarray:
@@ -95,6 +97,12 @@ def pretrain(model: GPT, stream: np.ndarray, args: argparse.Namespace, device: s
     return len(batches)
 
 
+def write_held_out_text(path: Path) -> None:
+    """Documents that no training sees, one record a line."""
+    texts = itertools.islice(documents(HELD_OUT_SEED), HELD_OUT_DOCUMENTS)
+    path.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts), encoding="utf-8")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Make tokenizer and base model from scratch.")
     parser.add_argument("--out", default=str(HERE / "base.pt"))
@@ -110,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     keep_freed_memory()
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
+    write_held_out_text(HERE / "heldout_text.jsonl")
     characters = itertools.accumulate(documents(args.seed), lambda size, text: size + len(text), initial=0)
     n_documents = next(n for n, size in enumerate(characters) if size > 4_000_000)
     tokenizer = train_bpe(itertools.islice(documents(args.seed), n_documents), args.vocab_size)

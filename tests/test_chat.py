@@ -202,10 +202,10 @@ def test_what_is_no_json_string_is_shown_like_a_finished_answer(written, talk, m
 
 def test_an_answer_drives_no_terminal(talk, tokenizer):
     """Escapes are shown, not sent, in the base's text as well; the conversation keeps the text as it was."""
-    wild = "\x1b[2Jred\x07\r\u202eback\u009b1m\n\tend"
+    wild = "\x1b[2Jred\x07\r\u202eback\u009b1m\nend"
     script = Script(wild, wild, wild, wild)
     out, _ = talk(script, ["hi", "on"], "--base")
-    harmless = "\\x1b[2Jred\\x07\\r\\u202eback\\x9b1m\n\tend"
+    harmless = "\\x1b[2Jred\\x07\\r\\u202eback\\x9b1m\nend"
     assert out.split("\n", 1)[1] == f"base:  {harmless}\ntuned: {harmless}\n" * 2 + "\n"
     assert read_back(script.prompts[3:], tokenizer) == [chatml("user: hi", f"assistant: {wild}", "user: on")]
 

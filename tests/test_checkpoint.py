@@ -7,10 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONFIG, conversation, make_base, write_jsonl
 
-import checkpoint
-import sft
 from checkpoint import is_whole, load_checkpoint, read_checkpoint, save_checkpoint
 
 
@@ -127,32 +124,6 @@ def test_a_file_of_another_kind_is_an_error(base: Path, tmp_path: Path):
             load_checkpoint(tmp_path / f"{i}.pt")
 
 
-def train(tmp_path: Path, name: str, *arguments: object) -> Path:
-    data = write_jsonl(tmp_path / "data.jsonl", [conversation(f"q{i}", f"a{i}") for i in range(8)])
-    fixed = ("--data", data, "--out", tmp_path / name, "--device", "cpu", "--batch-tokens", 100, "--warmup-steps", 0)
-    assert sft.main([*map(str, (*fixed, *arguments))]) == 0
-    return tmp_path / name
-
-
-def test_a_checkpoint_is_plain_full_and_describes_itself(base: Path, tmp_path: Path, monkeypatch):
-    """Claim 20: torch alone can read it, nothing is guessed from its name, and only the newest are kept."""
-    arguments = "--steps 5 --save-every 1 --keep-checkpoints 3 --template xml --seed 3".split()
-    folder = train(tmp_path, "run", "--init", base, *arguments)
-    assert [file.name for file in checkpoint.checkpoints_in(folder)] == [f"checkpoint-000000{n}.pt" for n in (5, 4, 3)]
-    renamed = (folder / "checkpoint-0000004.pt").rename(tmp_path / "any name")
-    plain = torch.load(renamed, weights_only=True)
-    assert {tensor.dtype for tensor in plain["model"].values()} == {torch.float32}
-    assert (plain["step"], plain["template"], plain["stop"]) == (4, "xml", [256])
-    assert (plain["args"]["seed"], plain["args"]["steps"]) == (3, 5)
-    assert plain["base"]["path"] == str(base) and plain["base"]["template"] is None
-    monkeypatch.chdir(tmp_path)
-    model, tokenizer, meta = load_checkpoint("any name")
-    assert (meta["step"], meta["template"], meta["stop"]) == (4, "xml", [256])
-    assert tokenizer.encode("hé") == list("hé".encode()) and not model.training
-    assert model.state_dict().keys() == plain["model"].keys()
-    assert all(torch.equal(tensor, plain["model"][name]) for name, tensor in model.state_dict().items())
-
-
 def test_half_precision_is_loaded_in_full(base: Path, tmp_path: Path):
     """Claim 20: the embedded base is stored in half precision, exactly convertible."""
     content = torch.load(base, weights_only=True)
@@ -161,25 +132,3 @@ def test_half_precision_is_loaded_in_full(base: Path, tmp_path: Path):
     model, _, _ = load_checkpoint(tmp_path / "half.pt")
     for name, tensor in model.state_dict().items():
         assert tensor.dtype == torch.float32 and torch.equal(tensor, content["model"][name].float())
-
-
-def test_an_adapter_needs_its_own_base(base: Path, tmp_path: Path, capsys):
-    """Claims 18, 20: a moved, damaged or exchanged base is an error that names the matter; adapters can be stacked."""
-    first = train(tmp_path, "first", "--init", base, "--lora-rank", 2, "--steps", 2)
-    second = train(tmp_path, "second", "--init", first, "--lora-rank", 1, "--steps", 2, "--template", "llama2")
-    model, tokenizer, meta = load_checkpoint(second)
-    assert meta["template"] == "llama2" and model.config.n_vocab == tokenizer.n_vocab == CONFIG.vocab_size + 4
-    assert torch.load(second / "checkpoint-0000002.pt", weights_only=True).keys().isdisjoint({"model"})
-    whole = base.read_bytes()
-    for damage, message in ((None, "no such file"), (whole[:-9], "no whole"), (b"other", "another base")):
-        base.unlink()
-        if damage == b"other":
-            make_base(base, seed=1)
-        elif damage:
-            base.write_bytes(damage)
-        for arguments in (["--init", str(first), "--out", str(tmp_path / "new")], ["--resume", str(second)]):
-            assert sft.main([*arguments, "--data", str(tmp_path / "data.jsonl")]) == 2
-            assert message in capsys.readouterr().err
-        base.write_bytes(whole)
-    load_checkpoint(second)
-    assert not (tmp_path / "new").exists()

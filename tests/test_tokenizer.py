@@ -1,6 +1,5 @@
 """tokenizer.py: byte-pair encoding against a slow and obvious one, hostile text, files, streaming."""
 
-import base64
 import json
 import os
 import random
@@ -20,10 +19,6 @@ from tokenizer import END_OF_TEXT, GPT2_SPLIT, SPLIT, Tokenizer, train_bpe
 ORIGINAL_GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 BYTES = {bytes([byte]): byte for byte in range(256)}
 WHITE_SPACE = " \n\t\r\x0b\x0c\x85\xa0\u2003\u2028\u3000"
-needs_gpt2 = pytest.mark.skipif(
-    not os.environ.get("TIKTOKEN_CACHE_DIR"),
-    reason="set TIKTOKEN_CACHE_DIR to a folder in which tiktoken has cached GPT-2's vocabulary",
-)
 
 
 def random_text(rng: random.Random, alphabet: str, length: int) -> str:
@@ -51,21 +46,26 @@ def slow_train(texts: list[str], n_learned: int) -> dict[bytes, int]:
     for _ in range(n_learned):
         encoded = [slow_encode(piece, ranks) for text in texts for piece in regex.findall(SPLIT, text)]
         counts = Counter(a + b for parts in encoded for a, b in zip(parts, parts[1:]))
-        if not counts:
-            break
-        ranks[min(counts, key=lambda token: (-counts[token], token))] = len(ranks)
+        if counts:
+            ranks[min(counts, key=lambda token: (-counts[token], token))] = len(ranks)
     return ranks
 
 
-@pytest.mark.parametrize("alphabet", ["ab", "aab ", "abc 1'", "aé😀 ", "a\n  \t", "ll'ves "])
+@pytest.mark.parametrize("alphabet", ["ab", "aab ", "aabc", "abc 1'", "aé😀 ", "a\n  \t", "ll'ves "])
 def test_training_and_encoding_equal_brute_force(alphabet: str) -> None:
-    """Same ranks, and the same encoding of unseen text, as a rank-by-rank merge on hundreds of small random texts."""
+    """The ranks, and the encoding of unseen text, are those of a rank-by-rank merge, on hundreds of small texts.
+
+    Tokens that two merges could give, `a`+`bc` and `ab`+`c`, are one token: its text encodes to it alone.
+    """
     rng = random.Random(alphabet)
-    for trial in range(60):
+    for trial in range(30):
         texts = [random_text(rng, alphabet, rng.randrange(40)) for _ in range(rng.randrange(1, 8))]
         tokenizer, ranks = train_bpe(iter(texts), 256 + 30 + 1), slow_train(texts, 30)
         assert tokenizer.ranks == ranks, (trial, texts)
         assert tokenizer.n_vocab == len(ranks) + 1 and tokenizer.special(END_OF_TEXT) == len(ranks)
+        for token, rank in ranks.items():
+            text = token.decode("utf-8", errors="ignore")
+            assert text.encode("utf-8") != token or tokenizer.encode(text) == [rank]
         for text in (random_text(rng, alphabet, 200), random_text(rng, alphabet + WHITE_SPACE + "\x1cZ9", 100)):
             pieces = regex.findall(SPLIT, text)
             assert "".join(pieces) == text
@@ -77,60 +77,40 @@ def test_ties_are_broken_by_byte_order_whatever_the_order_of_the_texts() -> None
     by_hand = [b"ab", b"ba", b"zz", b"\x98\x80", b"\x9f\x98\x80", b"\xc3\xa9", b"\xf0\x9f\x98\x80"]
     for seed in range(5):
         random.Random(seed).shuffle(texts)
-        assert list(train_bpe(texts, 500).ranks)[256:] == by_hand
+        assert list(train_bpe(texts, 500).ranks)[256:] == by_hand  # and then the texts have run out of pairs
 
 
-def test_every_learned_token_is_one_token_and_its_bytes_appear_once() -> None:
-    """Tokens that two merges could give, `a`+`bc` and `ab`+`c`, are one token, and encoding its bytes gives it."""
-    rng = random.Random(1)
-    tokenizer = train_bpe([random_text(rng, "aabc", 60) for _ in range(40)], 256 + 200 + 1)
-    assert len(tokenizer.ranks) == 456
-    for token, rank in tokenizer.ranks.items():
-        if rank >= 256:
-            assert tokenizer.encode(token.decode()) == [rank]
-    assert [tokenizer.decode_bytes([rank]) for rank in range(456)] == list(tokenizer.ranks)
-
-
-def test_vocabulary_size() -> None:
-    assert train_bpe(["ab ab"], 10_000).n_vocab == 256 + 2 + 1  # "ab", " ab", end of text: the text runs out of pairs
+def test_vocabulary_size_and_cuts() -> None:
     assert train_bpe(["ab ab"], 257).n_vocab == train_bpe([], 300).n_vocab == 257
     with pytest.raises(ValueError, match="at least 257"):
         train_bpe(["ab"], 256)
-
-
-def test_digits_stand_alone_and_leading_spaces_belong_to_words() -> None:
     assert regex.findall(SPLIT, "it's 123  go!\n\n ok ") == "it|'s| |1|2|3| | go|!|\n\n| ok| ".split("|")
     assert regex.findall(GPT2_SPLIT, "it's 123  go!") == "it|'s| 123| | go|!".split("|")
-    assert not any(regex.search(r"\d.|.\d", token.decode("latin-1")) for token in train_bpe(["12 12"] * 9, 500).ranks)
 
 
 def test_any_text_and_any_bytes_round_trip(tokenizer: Tokenizer) -> None:
-    """Claim 3: `decode(encode(text)) == text`, and no special id, for any Unicode text and the special tokens' names."""
+    """Claim 3: `decode(encode(text)) == text` without a special id, for any Unicode and the special tokens' names."""
     rng = random.Random(2)
     names = [END_OF_TEXT, "<|im_start|>", "<s>"]
     trained = train_bpe([random_unicode(rng, 300), " ".join(names) * 9], 600, names)
     assert any(b"<|" in token for token in trained.ranks)
     for _ in range(200):
         words = [random_unicode(rng, 5), rng.choice(names), rng.choice(names)[: rng.randrange(9)], WHITE_SPACE]
-        text = "".join(rng.sample(words, 4))
+        text, data = "".join(rng.sample(words, 4)), rng.randbytes(30)
         for each in (tokenizer, trained):
             ids = each.encode(text)
             assert each.decode(ids) == text and max(ids) < len(each.ranks)
-        data = rng.randbytes(30)
-        assert tokenizer.decode_bytes(list(data)) == data == trained.decode_bytes(list(data))
+            assert each.decode_bytes(list(data)) == data
     every_scalar = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
     assert trained.decode(trained.encode(every_scalar)) == every_scalar
     assert trained.encode("") == [] and trained.decode([]) == ""
 
 
-@pytest.mark.parametrize("text", ["a\ud800b", "\udfff", "\udc80" * 3, "\ude00\ud83d"])
-def test_lone_surrogates_are_refused(tokenizer: Tokenizer, text: str) -> None:
-    """Claim 3: lone surrogates are refused with a clear error (tiktoken alone would replace them silently)."""
-    with pytest.raises(ValueError, match="lone surrogate"):
-        tokenizer.encode(text)
-
-
-def test_ids_outside_the_vocabulary_are_refused(tokenizer: Tokenizer) -> None:
+def test_lone_surrogates_and_ids_outside_the_vocabulary_are_refused(tokenizer: Tokenizer) -> None:
+    """Claim 3: a clear error for lone surrogates, where tiktoken alone would replace them silently."""
+    for text in ("a\ud800b", "\udfff", "\ude00\ud83d"):
+        with pytest.raises(ValueError, match="lone surrogate"):
+            tokenizer.encode(text)
     for token_id in (tokenizer.n_vocab, 2**31, -1):
         with pytest.raises(KeyError):
             tokenizer.decode([token_id])
@@ -139,137 +119,114 @@ def test_ids_outside_the_vocabulary_are_refused(tokenizer: Tokenizer) -> None:
 def test_streaming_shows_whole_characters_as_soon_as_they_are_whole(tokenizer: Tokenizer) -> None:
     rng = random.Random(3)
     for each in (tokenizer, train_bpe(["né😀 漢字 " * 9], 275)):
-        text = random_unicode(rng, 50) + "né😀漢 e\u0301"
-        ids = each.encode(text)
+        ids = each.encode(random_unicode(rng, 50) + "né😀漢 e\u0301")
         shown = list(each.stream(iter(ids)))
-        assert len(shown) == len(ids) + 1
         for n in range(len(ids) + 1):
             assert "".join(shown[:n]) == each.decode_bytes(ids[:n]).decode("utf-8", errors="ignore")
-    assert "".join(tokenizer.stream([104, 0xF0, 0x9F])) == "h\ufffd"  # a character that is never finished
-    for _ in range(100):
-        ids = list(rng.choices(range(257), k=20))
+    for _ in range(100):  # bytes that are no text, and an end in the middle of a character
+        ids = rng.choices(range(257), k=20) + [0xF0, 0x9F]
         assert "".join(tokenizer.stream(ids)) == tokenizer.decode(ids)
-
-
-@pytest.fixture(scope="module")
-def run_ranks() -> dict[bytes, int]:
-    """A vocabulary with runs of 2, 4, ... 64 of a letter and of white space: what makes long runs slow to merge."""
-    ranks = train_bpe([char * 64 for char in "a \n"], 500).ranks
-    assert {b"a" * 64, b" " * 64, b"\n" * 64} <= ranks.keys()
-    return ranks
 
 
 @pytest.mark.parametrize("split", [SPLIT, GPT2_SPLIT], ids=["ours", "gpt2"])
 @pytest.mark.parametrize("char", ["a", " ", "\n", "7", "\t\n", "😀"])
-def test_a_megabyte_of_one_character(run_ranks: dict[bytes, int], split: str, char: str) -> None:
-    """Neither quadratic nor fatal (tiktoken's own pattern overflows the stack on spaces before a word)."""
-    tokenizer, start = Tokenizer(run_ranks, {}, split), time.monotonic()
-    run = char * (10**6 // len(char.encode()))
-    for text in (run, "word" + run + "!word"):
+def test_a_megabyte_of_one_character(split: str, char: str) -> None:
+    """Neither quadratic nor fatal: tiktoken's own pattern overflows the stack on a megabyte of spaces and a word."""
+    ranks, start = train_bpe([letter * 64 for letter in "a \n"], 500).ranks, time.monotonic()
+    tokenizer, run = Tokenizer(ranks, {}, split), char * (10**6 // len(char.encode()))
+    for text in (run, run + "word", "word" + run + "!word"):
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
         if char in "a \n" and text is run:
-            assert ids == [run_ranks[char.encode() * 64]] * (10**6 // 64)
+            assert ids == [ranks[char.encode() * 64]] * (10**6 // 64)
     assert time.monotonic() - start < 60
 
 
-def test_training_on_a_megabyte_of_one_character() -> None:
-    start = time.monotonic()
-    ranks = train_bpe(["a" * 10**6 + " " * 10**6 + "b"], 256 + 8 + 1).ranks
-    assert {b"a" * 16, b" " * 16} <= ranks.keys()
-    assert time.monotonic() - start < 60
-
-
-def assert_same_encoding(ours: Tokenizer, original: tiktoken.Encoding) -> None:
+def white_texts() -> list[str]:
     rng = random.Random(4)
     texts = [random_text(rng, WHITE_SPACE + "  \n\n a1.'s", rng.randrange(1, 60)) for _ in range(3000)]
-    texts += [" " * 60_000 + "word", "\n" * 60_000 + " ", "a" + " \n" * 30_000 + "1", "we'll don't '  's 's", "\x1c \x1c"]
-    for text in texts:
-        assert ours.encode(text) == original.encode_ordinary(text), text[:60]
+    return [
+        *texts,
+        " " * 60_000 + "word",
+        "\n" * 60_000 + " ",
+        "a" + " \n" * 30_000 + "1",
+        "\x1c \x1c",
+        "we'll don't 's",
+    ]
 
 
-def test_gpt2_split_cuts_as_tiktokens_own_pattern(run_ranks: dict[bytes, int]) -> None:
-    pairs = [a + b for a in WHITE_SPACE + "a1.'" for b in WHITE_SPACE + "a1.'"]
-    ranks = dict(run_ranks)
-    for pair in pairs:  # every pair is a token, so that every cut shows
-        for end in range(2, len(pair.encode()) + 1):
-            ranks.setdefault(pair.encode()[:end], len(ranks))
-    original = tiktoken.Encoding("original", pat_str=ORIGINAL_GPT2_SPLIT, mergeable_ranks=ranks, special_tokens={})
-    assert_same_encoding(Tokenizer(ranks, {}, GPT2_SPLIT), original)
+def test_gpt2_split_cuts_as_tiktokens_own_pattern() -> None:
+    for text in white_texts():
+        assert regex.findall(GPT2_SPLIT, text) == regex.findall(ORIGINAL_GPT2_SPLIT, text), text[:60]
 
 
-@needs_gpt2
+@pytest.mark.skipif(
+    not os.environ.get("TIKTOKEN_CACHE_DIR"),
+    reason="set TIKTOKEN_CACHE_DIR to a folder in which tiktoken has cached GPT-2's vocabulary",
+)
 def test_gpt2_is_tiktokens() -> None:
-    """Claim 22: from the cache, without a network."""
+    """Claims 3 and 22: the same ids as tiktoken's, from its cache."""
     gpt2, original = Tokenizer.gpt2(), tiktoken.get_encoding("gpt2")
     assert original._pat_str == ORIGINAL_GPT2_SPLIT
     assert gpt2.n_vocab == 50_257 and gpt2.special(END_OF_TEXT) == 50_256
     assert gpt2.encode("Hello, world!") == [15496, 11, 995, 0]
-    assert gpt2.encode(END_OF_TEXT) == [27, 91, 437, 1659, 5239, 91, 29]  # Claim 3: text, not the special token
-    assert_same_encoding(gpt2, original)
-
-
-def no_network(*_: object, **__: object) -> None:
-    raise socket.gaierror(-3, "Temporary failure in name resolution")
+    assert gpt2.encode(END_OF_TEXT) == [27, 91, 437, 1659, 5239, 91, 29]
+    for text in white_texts():
+        assert gpt2.encode(text) == original.encode_ordinary(text), text[:60]
 
 
 @pytest.mark.parametrize("fault", ["no network", "a log-in page instead of the file"])
 def test_gpt2_without_cache_and_network_says_what_to_do(fault: str, tmp_path: Path, monkeypatch) -> None:
     """Claim 22: no hang and no bare traceback; the error names the way out."""
+
+    def no_network(*_: object, **__: object) -> None:
+        raise socket.gaierror(-3, "Temporary failure in name resolution")
+
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})  # what this process has loaded before
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
     if fault != "no network":
         monkeypatch.setattr(tiktoken.load, "read_file", lambda *_: b"<html>please log in</html>")
-    with pytest.raises(OSError, match="TIKTOKEN_CACHE_DIR=.*could not|could not.*TIKTOKEN_CACHE_DIR=") as raised:
+    with pytest.raises(OSError, match="could not be downloaded.*TIKTOKEN_CACHE_DIR=.*get_encoding"):
         Tokenizer.gpt2()
-    assert "\n" not in str(raised.value)
 
 
 def test_save_and_load(tmp_path: Path) -> None:
-    """Claim 20: self-describing plain text, from which the very same tokenizer comes back."""
-    rng = random.Random(5)
+    """Claim 20: plain text, from which the very same tokenizer comes back."""
+    ranks = train_bpe(["ab ab 12 12 éé"], 300).ranks
     for split in (SPLIT, GPT2_SPLIT):
-        ranks = train_bpe([random_text(rng, "ab 12é", 500)], 330).ranks
-        saved, n = Tokenizer(ranks, {END_OF_TEXT: len(ranks), "<é>": len(ranks) + 1}, split), len(ranks)
+        saved = Tokenizer(ranks, {END_OF_TEXT: len(ranks)}, split).with_special(["<é>"])
         saved.save(tmp_path / "tokenizer.json")
         loaded = Tokenizer.load(str(tmp_path / "tokenizer.json"))
-        assert loaded.state() == saved.state() and loaded.n_vocab == saved.n_vocab == n + 2
-        text = random_text(rng, "ab 12é" + WHITE_SPACE, 500)
-        assert loaded.encode(text) == saved.encode(text)
-        assert [loaded.special(END_OF_TEXT), loaded.special("<é>")] == [n, n + 1]
+        assert loaded.state() == saved.state() and loaded.n_vocab == len(ranks) + 2 and loaded.split == split
+        assert loaded.encode("abab 12 é<é>") == saved.encode("abab 12 é<é>") and loaded.special("<é>") == len(ranks) + 1
 
 
 def test_with_special_keeps_old_ids_and_appends_new_ones(tokenizer: Tokenizer) -> None:
     grown = tokenizer.with_special(["<a>", END_OF_TEXT, "<b>", "<a>"]).with_special(["<c>"])
     assert grown.special_tokens == {END_OF_TEXT: 256, "<a>": 257, "<b>": 258, "<c>": 259} and grown.n_vocab == 260
     assert grown.decode([97, 258, 98]) == "a<b>b" and grown.encode("<b>") == [60, 98, 62]
-    assert tokenizer.special_tokens == {END_OF_TEXT: 256}
     with pytest.raises(ValueError, match=r"no special token '<a>'.*<\|endoftext\|>.*with_special"):
         tokenizer.special("<a>")
 
 
 GOOD = Tokenizer(BYTES, {END_OF_TEXT: 256}).state()
 DAMAGED = {
-    "empty": "",
     "cut short": json.dumps(GOOD)[:-9],
-    "another thing": "[1, 2]",
     "nested deep": "[" * 100_000,
     "keys missing": "{}",
     "a byte missing": json.dumps(GOOD | {"tokens": GOOD["tokens"][:-1]}),
-    "a token twice": json.dumps(GOOD | {"tokens": [*GOOD["tokens"], GOOD["tokens"][97]]}),
-    "not base64": json.dumps(GOOD | {"tokens": ["!!"] * 256}),
+    "a token twice": json.dumps(GOOD | {"tokens": [*GOOD["tokens"], "YQ=="]}),
     "bad pattern": json.dumps(GOOD | {"split": "("}),
-    "a special id that is text's": json.dumps(GOOD | {"special_tokens": {END_OF_TEXT: 97}}),
-    "a special id below zero": json.dumps(GOOD | {"special_tokens": {END_OF_TEXT: -1}}),
-    "a special id with a gap": json.dumps(GOOD | {"special_tokens": {END_OF_TEXT: 9000}}),
+    "special id taken": json.dumps(GOOD | {"special_tokens": {END_OF_TEXT: 97}}),
+    "special id below zero": json.dumps(GOOD | {"special_tokens": {END_OF_TEXT: -1}}),
+    "special id far away": json.dumps(GOOD | {"special_tokens": {END_OF_TEXT: 9000}}),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
 def test_a_damaged_file_is_refused(damage: str, tmp_path: Path) -> None:
-    """Whatever `save` did not write is refused when loaded, not when the first odd byte is encoded, hours later."""
-    assert base64.b64decode(GOOD["tokens"][97]) == b"a"
+    """Claim 20: when it is loaded, not when the first odd byte is encoded, hours later."""
     path = tmp_path / "tokenizer.json"
     path.write_text(DAMAGED[damage])
     with pytest.raises(ValueError, match="not a saved tokenizer"):

@@ -1,0 +1,550 @@
+"""sft.py from its real command line: what a run says and leaves, signals, bad input, many processes."""
+
+import csv
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from conftest import conversation, make_base, write_jsonl
+
+import chat
+import sft
+from chat_template import TEMPLATES, Message
+from checkpoint import checkpoints_in, read_checkpoint, save_checkpoint
+
+ROOT = Path(sft.__file__).resolve().parent
+
+# Python imports a module of this name before anything else. Whatever asks for the network is noted and refused; and
+# there is no matplotlib, whose absence is no error.
+SITECUSTOMIZE = """
+import socket, sys
+def refuse(*args, **named):
+    with open({!r}, "a") as file:
+        print(args[-1], file=file)
+    raise OSError("the network is off")
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.gethostbyname = refuse
+sys.modules["matplotlib"] = None
+"""
+
+# 60 conversations of 31 tokens (one byte each), of them 4 supervised: a00 and the stop token. 3 are held out, 5 make a
+# step, 12 steps an epoch. The questions try to clear the screen.
+RECORDS = [conversation(f"\x1b[2Jq{i:02}", f"a{i:02}") for i in range(60)]
+FLAGS = "--data data.jsonl --init base.pt --batch-tokens 155 --device cpu".split()
+# A validation after every step prints a line each. They fill a small pipe long before step 70, so that a run which
+# nobody reads waits for its reader: a signal comes in time on any machine.
+LONG = [*FLAGS, "--steps", "70", "--eval-every", "1"]
+
+
+class Ended(NamedTuple):
+    folder: Path
+    status: int
+    out: str
+    err: str
+
+
+def start(script: str, *arguments: str, folder: Path) -> subprocess.Popen:
+    """A Python of its own in `folder`, without network, its standard output a small pipe."""
+    environment = {**os.environ, "PYTHONPATH": str(folder / "site"), "OMP_NUM_THREADS": "1"}
+    command, pipe = [sys.executable, str(ROOT / script), *arguments], subprocess.PIPE
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, pipesize=4096)
+
+
+def finish(process: subprocess.Popen, folder: Path, already_read: bytes = b"") -> Ended:
+    out, err = process.communicate(timeout=120)
+    return Ended(folder, process.returncode, (already_read + out).decode(), err.decode())
+
+
+def log_rows(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "log.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def same(left: object, right: object) -> bool:
+    """Equal values, tensors bit by bit."""
+    if isinstance(left, torch.Tensor):
+        return left.dtype == right.dtype and torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, list):
+        return len(left) == len(right) and all(map(same, left, right))
+    return left == right
+
+
+def same_runs(one: Path, other: Path) -> bool:
+    """The newest checkpoints agree in step, weights and optimiser state, and the logs to the last digit."""
+    saved, other_saved = read_checkpoint(one), read_checkpoint(other)
+    same_logs = (one / "log.csv").read_bytes() == (other / "log.csv").read_bytes()
+    return same_logs and all(
+        same(saved.get(key), other_saved.get(key)) for key in ("step", "model", "adapter", "optimizer")
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in the processes that are started here: bit-identical means the same number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A working folder with a base and data."""
+    folder = tmp_path_factory.mktemp("command_line")
+    make_base(folder / "base.pt")
+    write_jsonl(folder / "data.jsonl", RECORDS)
+    (folder / "site").mkdir()
+    (folder / "site/sitecustomize.py").write_text(SITECUSTOMIZE.format(str(folder / "connections")))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(place) -> Ended:
+    ended = finish(start("sft.py", *LONG, "--out", "my run", folder=place), place / "my run")
+    assert ended.status == 0, ended.err
+    return ended
+
+
+@pytest.fixture
+def here(place, monkeypatch) -> Path:
+    monkeypatch.chdir(place)
+    return place
+
+
+# A run
+
+
+def test_a_run_says_what_it_does(finished, place):
+    """Claim 8: device, precision, base, template, data, counts and shares stand there before step 1."""
+    before = finished.out[: finished.out.index("\nstep 1/70 ")]
+    assert finished.err == ""
+    assert re.search(r"^device +cpu, float32, 1 thread", before, re.M)
+    assert re.search(rf"^base +{place}/base.pt: 0.0 M parameters, 2 layers, 32 channels, context 256,", before, re.M)
+    assert re.search(r"^template +chatml; supervised: assistant$", before, re.M)
+    # <|im_start|> user \n ESC[2Jq00 <|im_end|> \n: 1 + 5 + 7 + 1 + 1; <|im_start|> assistant \n a00 <|im_end|> \n: 16
+    assert "data.jsonl: 60 conversations, 1,860 tokens, 240 supervised (13 %)\n" in before
+    assert "longer than 256 tokens: 0 dropped, 0 truncated; nothing supervised: 0 dropped\n" in before
+    assert re.search(r"^held out +3 of these conversations ", before, re.M)
+    assert re.search(r"^training +all weights, .*; 70 steps .*, 12 an epoch; learning rate 0.0005$", before, re.M)
+
+
+def test_lines_are_plain_in_a_pipe(finished):
+    """Claim 15: `--steps 70` are 70 updates. Nothing is rewritten in place; the data's own escapes are made visible."""
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", finished.out)
+    line = r"^step (\d+)/70  loss (\S+)  lr (\S+)  [\d,]+ tokens/s  \d+:\d\d left  val loss (\S+)$"
+    rows = log_rows(finished.folder)
+    assert [row["step"] for row in rows] == [str(n) for n in range(1, 71)]
+    assert re.findall(line, finished.out, re.M) == [
+        (r["step"], f"{float(r['loss']):.4f}", f"{float(r['learning_rate']):.2e}", f"{float(r['val_loss']):.4f}")
+        for r in rows
+    ]
+
+
+def test_a_run_leaves_a_checkpoint_and_a_log(finished):
+    """Claim 14: every epoch sees the 57 conversations that are not held out, once."""
+    assert [path.name for path in checkpoints_in(finished.folder)] == ["checkpoint-0000070.pt", "checkpoint-0000060.pt"]
+    rows = log_rows(finished.folder)
+    for epoch in "01234":
+        assert sum(int(row["supervised_tokens"]) for row in rows if row["epoch"] == epoch) == 57 * 4
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"]) - 0.5
+
+
+def test_base_and_tuned_model_answer_the_same_held_out_prompts(finished, place):
+    """What is shown before and after belongs to the same three questions, and to the checkpoint that is left."""
+    before, after = finished.out.split("questions held out from training\n")[1:]
+    shown = re.findall(r"^  user      (.*)\n    base    (.*)\n    tuned   (.*)\n    wanted  (.*)$", after, re.M)
+    first_shown = re.findall(r"^  user      (.*)\n    base    (.*)\n    wanted  (.*)$", before, re.M)
+    assert len(set(shown)) == 3 and first_shown == [(asked, base, wanted) for asked, base, _, wanted in shown]
+    base, base_tokenizer, _ = sft.load_checkpoint(place / "base.pt")
+    model, tokenizer, _ = sft.load_checkpoint(finished.folder)
+    for asked, continuation, answer, wanted in shown:
+        text = f"\x1b[2Jq{wanted.removeprefix('a')}"
+        assert asked == text.replace("\x1b", "\\x1b")
+        [new_ids] = base.generate([[256, *text.encode()]], 40, stop=[256])
+        assert continuation == sft.one_line(base_tokenizer.decode(new_ids))
+        assert answer == sft.one_line(sft.answer(model, tokenizer, [Message("user", text)], "chatml"))
+
+
+def test_a_run_ends_with_the_next_command(finished, place):
+    """As it can be pasted, with a space in the folder's name; chat.py then prints the answer alone."""
+    ended = finish(start("chat.py", "my run", "--prompt", "q07", folder=place), place)
+    model, tokenizer, _ = sft.load_checkpoint(finished.folder)
+    answer = sft.answer(model, tokenizer, [Message("user", "q07")], "chatml", 128)
+    assert (ended.status, ended.out, ended.err) == (0, sft.printable(answer, keep="\n\t") + "\n", "")
+    assert shlex.split(finished.out.splitlines()[-1]) == ["next", "python", "chat.py", "my run"]
+
+
+def test_the_network_is_never_asked_for(finished, place):
+    """Claim 22. That it would have been refused and noted is tried as well."""
+    assert not (place / "connections").exists()
+    probe = "import sys; sys.path.insert(0, 'site'); import sitecustomize, socket; socket.create_connection(('::1', 9))"
+    failed = subprocess.run([sys.executable, "-S", "-c", probe], cwd=place, capture_output=True, text=True)
+    assert "the network is off" in failed.stderr and (place / "connections").exists()
+    (place / "connections").unlink()
+
+
+def test_the_same_seed_gives_the_same_run(place, tmp_path, monkeypatch):
+    """Claim 22: bit-identical; another seed gives another run. Without --out each has a numbered folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    for seed in "001":
+        data, base = str(place / "data.jsonl"), str(place / "base.pt")
+        assert sft.main(["--data", data, "--init", base, "--steps", "2", "--dropout", "0.1", "--seed", seed]) == 0
+    assert same_runs(Path("out/data-1"), Path("out/data-2")) and not same_runs(Path("out/data-1"), Path("out/data-3"))
+
+
+# Stopping and going on
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_the_run_goes_on_bit_identical(finished, here, number, status):
+    """Claims 19 and 22: the command that is shown finishes the run as if nothing had happened."""
+    process, seen = start("sft.py", *LONG, "--out", f"stopped-{status}", folder=here), b""
+    while b"\nstep " not in seen:
+        seen += (piece := os.read(process.stdout.fileno(), 256))
+        assert piece, process.communicate()
+    process.send_signal(number)
+    stopped = finish(process, here / f"stopped-{status}", seen)
+    step = read_checkpoint(stopped.folder)["step"]
+    assert (stopped.status, stopped.err) == (status, "") and 1 <= step < 70
+    assert len(log_rows(stopped.folder)) == step
+    command = f"python sft.py --resume stopped-{status}"
+    assert stopped.out.splitlines()[-1] == f"stopped after step {step}, saved. To go on: {command}"
+    if number == signal.SIGINT:
+        ended = finish(start("sft.py", "--resume", stopped.folder.name, folder=here), stopped.folder)
+        assert (ended.status, ended.err) == (0, "")
+    else:
+        assert sft.main(["--resume", stopped.folder.name]) == 0
+    assert same_runs(finished.folder, stopped.folder)
+
+
+@pytest.mark.parametrize("where", ["before", "during", "after"])
+def test_ctrl_c_outside_the_loop(here, tmp_path, monkeypatch, capsys, where):
+    """While the base's answers are made, at a second Ctrl-C, while the tuned ones are made: 130 and no traceback, and
+    how to go on wherever there is something to go on from."""
+    accumulate = sft.accumulate_gradients
+
+    def interrupt(*args, **named):
+        if where == "before" or checkpoints_in(tmp_path):
+            raise KeyboardInterrupt
+        return accumulate(*args, **named) if where == "during" else [""] * 3
+
+    monkeypatch.setattr(sft, "accumulate_gradients" if where == "during" else "ask", interrupt)
+    try:
+        status = sft.main([*FLAGS, "--steps", "2", "--save-every", "1", "--out", str(tmp_path)])
+    except KeyboardInterrupt:
+        pytest.fail("Ctrl-C ends in a traceback")
+    assert status == 130
+    assert ("--resume" in "".join(capsys.readouterr())) == (where != "before")
+
+
+@pytest.mark.parametrize(
+    "flags", ["--dtype float64", "--dtype bfloat16 --dropout 0.5", "--lora-rank 2 --lora-dropout 0.5"]
+)
+def test_a_resumed_run_is_the_run_that_never_stopped(here, tmp_path, flags):
+    """Claim 19: bit by bit, in every number format, with dropout and adapters."""
+    arguments = [*FLAGS, *flags.split(), "--steps", "4", "--save-every", "2", "--out"]
+    assert sft.main([*arguments, str(tmp_path / "whole")]) == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    (tmp_path / "killed/checkpoint-0000004.pt").unlink()
+    assert sft.main(["--resume", str(tmp_path / "killed")]) == 0
+    assert same_runs(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_resuming_loses_no_row_of_the_log(here, tmp_path, monkeypatch):
+    """Claim 19: a kill during the first resumed step finds the earlier rows on disk."""
+    assert sft.main([*FLAGS, "--steps", "2", "--out", str(tmp_path)]) == 0
+    whole, on_disk = (tmp_path / "log.csv").read_bytes(), []
+    validate = sft.nll_sum
+    monkeypatch.setattr(
+        sft, "nll_sum", lambda *args: on_disk.append((tmp_path / "log.csv").read_bytes()) or validate(*args)
+    )
+    assert sft.main(["--resume", str(tmp_path), "--steps", "3"]) == 0
+    assert on_disk[0] == whole
+
+
+def test_a_nan_loss_stops_and_keeps_what_was_good(here, tmp_path, monkeypatch, capsys):
+    """Claim 8: the error names the step and the last checkpoint, from which the run can go on."""
+    arguments = [*FLAGS, "--steps", "4", "--save-every", "1", "--out"]
+    assert sft.main([*arguments, str(tmp_path / "good")]) == 0
+    factors, nll_sum = iter([1, 1, float("nan")]), sft.nll_sum
+    with monkeypatch.context() as patch:
+        patch.setattr(sft, "nll_sum", lambda *args: nll_sum(*args) * next(factors))
+        capsys.readouterr()
+        assert sft.main([*arguments, str(tmp_path / "bad")]) == 2
+    newest = tmp_path / "bad/checkpoint-0000002.pt"
+    assert re.fullmatch(rf"error: step 3: loss nan.*{newest}\n", capsys.readouterr().err)
+    assert checkpoints_in(tmp_path / "bad")[0] == newest and len(log_rows(tmp_path / "bad")) == 2
+    assert sft.main(["--resume", str(tmp_path / "bad")]) == 0
+    assert same_runs(tmp_path / "good", tmp_path / "bad")
+
+
+def test_a_nan_validation_loss_is_no_success(here, tmp_path, capsys):
+    """Claim 8: the only update destroys the weights, which the training loss has no further step to show."""
+    assert sft.main([*FLAGS, *"--steps 1 --warmup-steps 0 --lr 3e38 --out".split(), str(tmp_path)]) == 2
+    assert re.fullmatch(r"error: step 1: .*nan.*\n", capsys.readouterr().err)
+    assert checkpoints_in(tmp_path) == []
+
+
+# The options
+
+# As bytes in ChatML: 26 tokens, 4 of them supervised; 51 tokens, 4 + 3 supervised; 26 tokens, the answer's weight 0.
+ONE_TURN, TWO_TURNS, UNWEIGHTED = conversation("ab", "cde"), conversation("ab", "cde", "fg", "hi"), conversation("ab")
+UNWEIGHTED["messages"].append({"role": "assistant", "content": "cde", "weight": 0})
+COUNTED = """
+--train-on assistant                  | 5 | 180 | 26 | 14 | longer than 256 tokens: 0 dropped, 0 truncated | 1
+--train-on last                       | 5 | 180 | 18 | 10 | longer than 256 tokens: 0 dropped, 0 truncated | 1
+--train-on all                        | 6 | 206 | 184 | 89 | longer than 256 tokens: 0 dropped, 0 truncated | 0
+--max-length 51                       | 5 | 180 | 26 | 14 | longer than 51 tokens: 0 dropped, 0 truncated | 1
+--max-length 50                       | 3 | 78 | 12 | 15 | longer than 50 tokens: 2 dropped, 0 truncated | 1
+--max-length 36 --overlong truncate   | 5 | 150 | 20 | 13 | longer than 36 tokens: 0 dropped, 2 truncated | 1
+"""
+
+
+@pytest.mark.parametrize("row", COUNTED.strip().splitlines())
+def test_what_is_counted(here, tmp_path, capsys, row):
+    """Claim 8, by hand: what is supervised and what is left out is said before step 1, and is what is trained on."""
+    data = write_jsonl(tmp_path / "turns.jsonl", [ONE_TURN, TWO_TURNS, ONE_TURN, UNWEIGHTED, TWO_TURNS, ONE_TURN])
+    flags, kept, tokens, supervised, percent, left_out, unsupervised = map(str.strip, row.split("|"))
+    arguments = ["--data", str(data), "--init", "base.pt", "--epochs", "1", "--out", str(tmp_path)]
+    assert sft.main([*arguments, *flags.split()]) == 0
+    said = capsys.readouterr().out.split("\nstep 1/")[0]
+    assert f"{data}: {kept} conversations, {tokens} tokens, {supervised} supervised ({percent} %)\n" in said
+    assert f"{left_out}; nothing supervised: {unsupervised} dropped\n" in said
+    assert sum(int(logged["supervised_tokens"]) for logged in log_rows(tmp_path)) == int(supervised)
+
+
+def test_a_mixture_with_plain_text(place, tmp_path, monkeypatch, capsys):
+    """4 conversations of 26 tokens, and 0.3 of 10 documents of 9 bytes and end-of-text: 104 and 30 tokens an epoch; 4
+    supervised tokens a conversation, 9 a document (all but the first). A file's name may end like a weight."""
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "a:2", [ONE_TURN] * 4)
+    write_jsonl(tmp_path / "b.jsonl", [{"text": f"document{i}"} for i in range(10)])
+    arguments = "--data a:2 b.jsonl:0.3 --epochs 3 --out run --batch-tokens 30 --init".split()
+    assert sft.main([*arguments, str(place / "base.pt")]) == 0
+    assert re.search(r"^mixture +a:2 77.6 %, b.jsonl 22.4 % of an epoch's tokens$", capsys.readouterr().out, re.M)
+    for epoch in "012":
+        rows = [row for row in log_rows(tmp_path / "run") if row["epoch"] == epoch]
+        assert sum(int(row["supervised_tokens"]) for row in rows) == 4 * 4 + 3 * 9
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_every_template_trains_and_talks(here, tmp_path, capsys, template):
+    """An adapter on a base, and then all weights of the two together, with another template."""
+    folders = str(tmp_path / "first"), str(tmp_path / "second")
+    arguments = ["--data", "data.jsonl", "--steps", "2", "--batch-tokens", "99"]
+    first = [*arguments, "--init", "base.pt", "--template", template, "--lora-rank", "2", "--out", folders[0]]
+    assert sft.main(first) == 0
+    out = capsys.readouterr().out
+    assert f"template  {template};" in out and "LoRA rank 2 on attn.qkv, attn.proj, mlp.up, mlp.down, " in out
+    assert sft.main([*arguments, "--init", folders[0], "--template", "chatml", "--out", folders[1]]) == 0
+    assert [read_checkpoint(folder)["template"] for folder in folders] == [template, "chatml"]
+    assert [chat.main([folder, "--prompt", "q"]) for folder in folders] == [0, 0]
+
+
+def test_a_small_context_is_enough_for_small_conversations(tmp_path):
+    """23 tokens in a context of 32: there is no room to show 40 tokens of an answer, but all there is to train."""
+    base = make_base(tmp_path / "base.pt", context_length=32)
+    data = write_jsonl(tmp_path / "data.jsonl", [conversation("q", "a")] * 30)
+    assert sft.main(["--data", str(data), "--init", str(base), "--steps", "2", "--out", str(tmp_path / "run")]) == 0
+
+
+@pytest.mark.skipif("INSTRUCT_DATA" not in os.environ, reason="set INSTRUCT_DATA to the folder of alpaca_1100.json")
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_real_files_run_with_every_template(here, tmp_path, capsys, template):
+    """Claim 8: of every record it is said whether it was kept or why not."""
+    for name, n_records in (("alpaca_1100", 1100), ("alpaca_long_999", 999), ("sharegpt_toolcall_300", 300)):
+        data = str(Path(os.environ["INSTRUCT_DATA"], f"{name}.json"))
+        flags = f"--init base.pt --template {template} --overlong truncate --steps 1 --out".split()
+        assert sft.main(["--data", data, *flags, str(tmp_path / name)]) == 0
+        counts = (
+            r"json: ([\d,]+) conversations.*\n.* tokens: ([\d,]+) dropped, .*; nothing supervised: ([\d,]+) dropped"
+        )
+        kept, overlong, unsupervised = re.search(counts, capsys.readouterr().out).groups()
+        assert sum(int(count.replace(",", "")) for count in (kept, overlong, unsupervised)) == n_records
+
+
+# Many processes
+
+
+def test_two_processes_are_one(here, capsys):
+    """Claim 10: with torchrun, the loss, the gradient's norm, the validation loss and the weights are those of a single
+    process, also in the step of one long conversation, which leaves the other process nothing, and with a single
+    validation conversation. In float64, relative to the norm, 1e-12."""
+    write_jsonl(here / "uneven.jsonl", [conversation("q", "a" * n) for n in (1, 4, 9, 80, 2, 7, 5, 30, 3, 6, 8)])
+    write_jsonl(here / "one.jsonl", [conversation("q", "held out")])
+    flags = "--data uneven.jsonl --val-data one.jsonl --init base.pt --batch-tokens 104 --micro-batch-tokens 60"
+    arguments = [*flags.split(), *"--epochs 2 --device cpu --dtype float64 --out".split()]
+    launcher = "-m torch.distributed.run --standalone --nproc_per_node=2".split()
+    command = [sys.executable, *launcher, str(ROOT / "sft.py"), *arguments, "two"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("\nnext      python chat.py two\n") == 1  # one process speaks for both
+    assert sft.main([*arguments, "one"]) == 0
+    one, two = log_rows(here / "one"), log_rows(here / "two")
+    assert "81" in {row["supervised_tokens"] for row in one}  # the long conversation has a step of its own
+    for single, double in zip(one, two, strict=True):
+        for column in single:
+            expected, found = float(single[column] or -1), float(double[column] or -1)
+            assert abs(found - expected) <= 1e-12 * abs(expected), f"step {single['step']}: {column}"
+    weights, other_weights = read_checkpoint("one")["model"], read_checkpoint("two")["model"]
+    for name, weight in weights.items():
+        assert weight.dtype == torch.float64
+        assert (other_weights[name] - weight).norm() <= 1e-12 * weight.norm(), name
+
+
+def test_the_second_process_is_not_refused_the_folder_of_the_first(tmp_path, monkeypatch):
+    """Claim 10: the first may have begun to write there before the second looks."""
+    monkeypatch.setenv("RANK", "1")
+    (tmp_path / "log.csv").write_text("step\n")
+    assert sft.open_folder(sft.Config(out=str(tmp_path))) == tmp_path
+
+
+# Bad input
+
+GOOD = '{"prompt": "q", "completion": "a"}\n'
+USER, SYSTEM, ANSWER = (
+    '{"role": "user", "content": "x"}',
+    '{"role": "system", "content": "x"}',
+    '{"role": "assistant", ',
+)
+# Each character is a byte of the file data.jsonl; the reason is a regular expression.
+BAD_DATA = [
+    ("", "data.jsonl: no record in this file"),
+    ("\n  \n\n", "data.jsonl: no record in this file"),
+    ("[ ]", "data.jsonl: no record in this file"),
+    (GOOD + "\n" + '{"prompt": \n', "data.jsonl:3: not valid JSON: "),
+    ("[" + GOOD + ',{"prompt": }]', "data.jsonl:2: not valid JSON: "),
+    ("[" + GOOD + ",\n", "data.jsonl:3: not valid JSON: "),
+    (GOOD + "7\n", "data.jsonl:2: a record must be a JSON object, not int; accepted: "),
+    ('{"question": "q", "reply": "a"}', 'data.jsonl:1: unknown form .* question, reply; accepted: {"messages": '),
+    ('{"a\\nb\\u001b[31m": 1}', "data.jsonl:1: unknown form of record"),  # keys must not drive the terminal
+    ('{"messages": [{"a\\nb\\u001b[31m": 1}]}', 'data.jsonl:1: a message needs "role" and "content"'),
+    (
+        '{"messages": [{"role": "robot\\n", "content": "x"}]}',
+        r"data.jsonl:1: unknown role 'robot\\n'; roles are system",
+    ),
+    ('{"messages": [{"role": ["user"], "content": "x"}]}', "data.jsonl:1: unknown role"),
+    (GOOD + f'{{"messages": [{SYSTEM}, {SYSTEM}]}}', "data.jsonl:2: two system messages"),
+    (GOOD + f'{{"messages": [{USER}, {SYSTEM}]}}', "data.jsonl:2: a system message after another turn"),
+    (GOOD + f'{{"messages": [{SYSTEM}, {USER}]}}', "data.jsonl:2: a conversation without an assistant turn"),
+    ('{"messages": []}', 'data.jsonl:1: "messages" must be a list of messages'),
+    ('{"messages": [{"role": "user", "content": 5}]}', "data.jsonl:1: content must be text, not int"),
+    ('{"prompt": "q", "completion": null}', "data.jsonl:1: content must be text, not NoneType"),
+    (
+        f'{{"messages": [{ANSWER}"content": "x", "weight": 2}}]}}',
+        "data.jsonl:1: the weight of a message must be 0 or 1",
+    ),
+    (f'{{"messages": [{ANSWER}"content": "x", "weight": 0}}]}}', "data.jsonl: nothing to learn from: of 1 conv"),
+    (GOOD + GOOD + '{"text": "\xff"}', "data.jsonl:3: not valid UTF-8"),
+    ("\xff\xfe{\0}\0", "data.jsonl:1: not valid UTF-8"),
+    ('{"text": "\\ud83d"}', "data.jsonl:1: .* lone surrogate"),
+    (
+        f'{{"prompt": "{"x" * 300}", "completion": "a"}}',
+        "data.jsonl: nothing to learn from: .*the shortest has 322; see",
+    ),
+]
+BAD_ARGUMENTS = [
+    ("--data nowhere.jsonl", "nowhere.jsonl: no such file"),
+    ("--data data.jsonl gone.jsonl:0.5", "gone.jsonl: no such file"),
+    ("--data empty", "[Dd]irectory.*empty"),
+    ("--data data.jsonl:0", "data.jsonl:0: the weight of a file must be above 0"),
+    ("--data data.jsonl:0.001", "data.jsonl.*nothing"),  # a share of no conversation at all
+    ("--val-data base.pt", "base.pt:1: not valid"),
+    ("--max-length 5", "data.jsonl: nothing to learn from: .*the shortest has 31; see --max-length and --overlong"),
+    ("--max-length 257", "--max-length 257 is more than the model's context of 256"),
+    ("--init nowhere.pt", "nowhere.pt: no such file"),
+    ("--init truncated.pt", "truncated.pt: .*(damaged|no whole checkpoint)"),
+    ("--init flipped.pt", "flipped.pt: .*(damaged|no whole checkpoint)"),
+    ("--init data.jsonl", "data.jsonl: .*(damaged|no whole checkpoint)"),
+    ("--init empty", "empty: no whole checkpoint here; give a checkpoint, or the folder of a run"),
+    ("--init three-layers.pt", "three-layers.pt: not a checkpoint of sft.py"),
+    ("--init run --lora-rank 2", "run"),  # with --overwrite, the adapter would lose the base that it stands on
+    ("--lora-rank 2 --lora-targets attn.qkv nope", "no linear layer is named 'nope'; there are attn.proj, attn.qkv"),
+    ("--lora-rank 2 --lora-targets qk", "no linear layer is named 'qk'"),
+    ("--steps 0", "--steps 0 is out of range"),
+    ("--lr nan", "--lr nan is out of range"),
+    ("--dropout 1", "--dropout 1.0 is out of range"),
+    ("--device cuda", "--device cuda: torch finds none on this machine; try --device auto"),
+    ("--device mps", "--device mps: torch finds none on this machine; try --device auto"),
+    ("--no-overwrite", "run holds a run: --resume run goes on with it, --overwrite replaces it"),
+    ("--no-overwrite --out base.pt", "([Ee]xists|[Dd]irectory).*base.pt"),
+    ("--resume nowhere", "nowhere: no such file"),
+    ("--resume empty", "empty: no whole checkpoint here"),
+    ("--resume base.pt", "base.pt"),
+    ("--resume run/checkpoint-0000001.pt", "run/checkpoint-0000001.pt"),
+    ("--resume run --lr 3", "run: this run has other values of --lr; leave them out to resume it"),
+    ("--resume run --out elsewhere", "--out"),
+    ("--resume moved", "moved: the data are not those that this run was started with"),
+]
+
+
+@pytest.fixture(scope="module")
+def run_and_rubbish(tmp_path_factory) -> Path:
+    """A folder with a run, and with everything that one should not start from."""
+    folder = tmp_path_factory.mktemp("bad")
+    base = make_base(folder / "base.pt").read_bytes()
+    (folder / "truncated.pt").write_bytes(base[: len(base) // 2])
+    (folder / "flipped.pt").write_bytes(base[:5000] + bytes([base[5000] ^ 1]) + base[5001:])
+    content = read_checkpoint(folder / "base.pt")
+    save_checkpoint(folder / "three-layers.pt", {**content, "config": {**content["config"], "n_layer": 3}})
+    (folder / "empty").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for records, out in ((RECORDS[:-1], "moved"), (RECORDS, "run")):
+            write_jsonl(folder / "data.jsonl", records)
+            assert sft.main([*FLAGS, "--steps", "2", "--save-every", "1", "--out", out]) == 0
+    return folder
+
+
+@pytest.fixture
+def check_refused(run_and_rubbish, tmp_path, monkeypatch, capsys):
+    """Whether a command ends in status 2 and one line with the reason, and changes no file. It gets a copy of all."""
+    shutil.copytree(run_and_rubbish, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+    def check(arguments: list[str], reason: str) -> None:
+        before = contents(tmp_path)
+        assert sft.main(arguments) == 2
+        err = capsys.readouterr().err
+        assert re.fullmatch(rf"error: [^\n\x1b]*({reason})[^\n\x1b]*\n", err), err
+        assert contents(tmp_path) == before
+
+    return check
+
+
+@pytest.mark.parametrize("data, reason", BAD_DATA)
+def test_bad_data_gets_one_clear_line(check_refused, data, reason):
+    """Claim 7: file, line and reason; and an earlier run in the folder is there as before, --overwrite or not."""
+    Path("data.jsonl").write_bytes(data.encode("latin-1"))
+    check_refused([*FLAGS, "--steps", "1", "--out", "run", "--overwrite"], reason)
+
+
+@pytest.mark.parametrize("flags, reason", BAD_ARGUMENTS)
+def test_bad_arguments_get_one_clear_line(check_refused, flags, reason):
+    """As for bad data."""
+    run = [] if "--resume" in flags else [*FLAGS, "--steps", "1", "--out", "run", "--overwrite"]
+    check_refused([*run, *flags.split()], reason)
+
+
+@pytest.mark.parametrize("arguments", [["sft.py", "--init", "base.pt", "--data", "base.pt"], ["chat.py", "base.pt"]])
+def test_errors_of_the_real_commands(place, arguments):
+    """Seen from the shell: status 2, and nothing on stderr but the line."""
+    ended = finish(start(*arguments, folder=place), place)
+    assert ended.status == 2 and re.fullmatch(r"error: base.pt[^\n]+\n", ended.err)
