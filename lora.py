@@ -10,6 +10,7 @@ are trained too, as a difference that starts at zero, on the way in and on the w
 
 import hashlib
 import math
+import pickle
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ class LoraLinear(nn.Module):
         self.lora_b = nn.Parameter(base.weight.new_zeros(base.out_features, config.rank))
         self.dropout = nn.Dropout(config.dropout)
         nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
+        self.train(base.training)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, in) -> (N, out)
         return self.base(x) + F.linear(F.linear(self.dropout(x), self.lora_a), self.lora_b) * self.scale
@@ -96,10 +98,12 @@ def add_lora(
     """
     if getattr(model, "lora", None):
         raise ValueError("the model has adapters already; merge them first")
-    if rank < 1 or alpha <= 0 or not 0 <= dropout < 1 or not targets:
+    if rank < 1 or not 0 < alpha < math.inf or not 0 <= dropout < 1 or not targets or min(token_ids, default=0) < 0:
         raise ValueError(
-            f"LoRA needs rank >= 1, alpha > 0, 0 <= dropout < 1 and a target, not {rank=} {alpha=} {dropout=}"
+            "LoRA needs rank >= 1, alpha > 0, 0 <= dropout < 1, a target, and token_ids of 0 or more, "
+            f"not {rank=} {alpha=} {dropout=} {token_ids=}"
         )
+    token_ids = tuple(dict.fromkeys(token_ids))
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     chosen = {target: [name for name in linears if f".{name}".endswith(f".{target}")] for target in targets}
     for target, names in chosen.items():
@@ -150,11 +154,16 @@ def load_lora(model: nn.Module, path: str | Path) -> nn.Module:
 
     Raises ValueError where the file holds no adapter, or one that was trained on another base.
     """
-    return attach_adapter(model, torch.load(path, map_location="cpu", weights_only=True), str(path))
+    with open(path, "rb") as file:
+        try:
+            saved = torch.load(file, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError, OSError) as error:
+            raise ValueError(f"{path} holds no LoRA adapter ({type(error).__name__})") from None
+    return attach_adapter(model, saved, str(path))
 
 
 def attach_adapter(model: nn.Module, saved: dict, origin: str) -> nn.Module:
-    if "adapter" not in saved:
+    if not isinstance(saved, dict) or "adapter" not in saved:
         raise ValueError(f"{origin} holds no LoRA adapter")
     arguments = dict(saved["lora"])
     if arguments.pop("fingerprint") != fingerprint(model):

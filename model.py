@@ -11,7 +11,7 @@ and the output head (Radford et al., 2019). Shapes are written with one set of l
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn as nn
@@ -129,7 +129,7 @@ class TokenEmbedding(nn.Module):
 class GPT(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.config = config
+        self.config = config = replace(config)  # its own: grow_vocab writes to it
         self.tok_emb = TokenEmbedding(config.vocab_size, config.n_embd)
         self.pos_emb = nn.Embedding(config.context_length, config.n_embd)
         self.emb_dropout = nn.Dropout(config.dropout)
@@ -162,8 +162,9 @@ class GPT(nn.Module):
         """
         B, T = ids.shape
         positions = torch.arange(T, device=ids.device).expand(B, T) if cache is None else cache.positions(T)
-        if T > self.config.context_length:
-            raise ValueError(f"{T} tokens do not fit into a context of {self.config.context_length}")
+        n_tokens = T if cache is None else int(cache.lengths.max()) + T
+        if n_tokens > self.config.context_length:
+            raise ValueError(f"{n_tokens} tokens do not fit into a context of {self.config.context_length}")
         flat_ids, flat_positions = ids.flatten(), positions.flatten()  # (B*T,)
         if real is not None:
             flat_ids, flat_positions = flat_ids[real], flat_positions[real]  # (N,)
@@ -224,6 +225,8 @@ class GPT(nn.Module):
         if not prompts:
             return
         check_sampling(temperature, top_k, top_p)
+        if max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens must be at least 0, not {max_new_tokens}")
         self._check_prompts(prompts)
         was_training = self.training
         self.eval()
@@ -292,7 +295,7 @@ def sample(
     """Choose one id a row: (B, V) logits -> (B,)."""
     if temperature == 0:
         return logits.argmax(-1)
-    logits = logits / temperature
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # at most 0, so no temperature is too low
     if top_k is not None:
         kth_best = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]  # (B, 1)
         logits = logits.masked_fill(logits < kth_best, -math.inf)

@@ -14,6 +14,12 @@ from tokenizer import END_OF_TEXT, Tokenizer
 CONFIG = GPTConfig(vocab_size=257, context_length=256, n_layer=2, n_head=4, n_embd=32)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """These matrices are far too small to share; on a busy machine, waiting for a second thread costs seconds."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def tokenizer() -> Tokenizer:
     """Every byte is a token, so that a test's expected ids can be read: ord("a") is the id of "a"."""
@@ -53,3 +59,9 @@ def conversation(*turns: str, **more) -> dict:
     """Alternating user and assistant turns as a record in the messages form."""
     roles = ("user", "assistant")
     return {"messages": [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)], **more}
+
+
+def assert_exact(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    """What the claims call exact, in float64."""
+    assert actual.shape == expected.shape
+    assert (actual - expected).norm() <= 1e-12 * expected.norm()

@@ -59,7 +59,7 @@ def start(script: str, *arguments: str, folder: Path) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen, folder: Path, already_read: bytes = b"") -> Ended:
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     return Ended(folder, process.returncode, (already_read + out).decode(), err.decode())
 
 
@@ -198,11 +198,13 @@ def test_the_network_is_never_asked_for(finished, place):
 
 
 def test_the_same_seed_gives_the_same_run(place, tmp_path, monkeypatch):
-    """Claim 22: bit-identical; another seed gives another run. Without --out each has a numbered folder of its own."""
+    """Claim 22: bit-identical; another seed draws the data in another order. Without --out each run has a folder of
+    its own."""
     monkeypatch.chdir(tmp_path)
     for seed in "001":
         data, base = str(place / "data.jsonl"), str(place / "base.pt")
-        assert sft.main(["--data", data, "--init", base, "--steps", "2", "--dropout", "0.1", "--seed", seed]) == 0
+        flags = ["--val-data", data, "--batch-tokens", "155", "--steps", "2", "--seed", seed]
+        assert sft.main(["--data", data, "--init", base, *flags]) == 0
     assert same_runs(Path("out/data-1"), Path("out/data-2")) and not same_runs(Path("out/data-1"), Path("out/data-3"))
 
 
@@ -251,12 +253,10 @@ def test_ctrl_c_outside_the_loop(here, tmp_path, monkeypatch, capsys, where):
     assert ("--resume" in "".join(capsys.readouterr())) == (where != "before")
 
 
-@pytest.mark.parametrize(
-    "flags", ["--dtype float64", "--dtype bfloat16 --dropout 0.5", "--lora-rank 2 --lora-dropout 0.5"]
-)
-def test_a_resumed_run_is_the_run_that_never_stopped(here, tmp_path, flags):
-    """Claim 19: bit by bit, in every number format, with dropout and adapters."""
-    arguments = [*FLAGS, *flags.split(), "--steps", "4", "--save-every", "2", "--out"]
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_a_run_resumes_in_every_number_format(here, tmp_path, dtype):
+    """Claims 19 and 20: nothing is rounded on its way through a checkpoint."""
+    arguments = [*FLAGS, "--dtype", dtype, "--steps", "4", "--save-every", "2", "--out"]
     assert sft.main([*arguments, str(tmp_path / "whole")]) == 0
     shutil.copytree(tmp_path / "whole", tmp_path / "killed")
     (tmp_path / "killed/checkpoint-0000004.pt").unlink()
@@ -267,11 +267,14 @@ def test_a_resumed_run_is_the_run_that_never_stopped(here, tmp_path, flags):
 def test_resuming_loses_no_row_of_the_log(here, tmp_path, monkeypatch):
     """Claim 19: a kill during the first resumed step finds the earlier rows on disk."""
     assert sft.main([*FLAGS, "--steps", "2", "--out", str(tmp_path)]) == 0
-    whole, on_disk = (tmp_path / "log.csv").read_bytes(), []
-    validate = sft.nll_sum
-    monkeypatch.setattr(
-        sft, "nll_sum", lambda *args: on_disk.append((tmp_path / "log.csv").read_bytes()) or validate(*args)
-    )
+    whole = (tmp_path / "log.csv").read_bytes()
+    on_disk, nll_sum = [], sft.nll_sum
+
+    def look(*args):
+        on_disk.append((tmp_path / "log.csv").read_bytes())
+        return nll_sum(*args)
+
+    monkeypatch.setattr(sft, "nll_sum", look)
     assert sft.main(["--resume", str(tmp_path), "--steps", "3"]) == 0
     assert on_disk[0] == whole
 
@@ -382,16 +385,16 @@ def test_real_files_run_with_every_template(here, tmp_path, capsys, template):
 
 def test_two_processes_are_one(here, capsys):
     """Claim 10: with torchrun, the loss, the gradient's norm, the validation loss and the weights are those of a single
-    process, also in the step of one long conversation, which leaves the other process nothing, and with a single
-    validation conversation. In float64, relative to the norm, 1e-12."""
+    process, also in the step of one long conversation, which leaves the other process nothing. In float64, relative to
+    the norm, 1e-12."""
     write_jsonl(here / "uneven.jsonl", [conversation("q", "a" * n) for n in (1, 4, 9, 80, 2, 7, 5, 30, 3, 6, 8)])
-    write_jsonl(here / "one.jsonl", [conversation("q", "held out")])
-    flags = "--data uneven.jsonl --val-data one.jsonl --init base.pt --batch-tokens 104 --micro-batch-tokens 60"
+    write_jsonl(here / "held-out.jsonl", [conversation("q", "held out", *["and", "on"] * n) for n in range(3)])
+    flags = "--data uneven.jsonl --val-data held-out.jsonl --init base.pt --batch-tokens 104 --micro-batch-tokens 60"
     arguments = [*flags.split(), *"--epochs 2 --device cpu --dtype float64 --out".split()]
     launcher = "-m torch.distributed.run --standalone --nproc_per_node=2".split()
     command = [sys.executable, *launcher, str(ROOT / "sft.py"), *arguments, "two"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("\nnext      python chat.py two\n") == 1  # one process speaks for both
     assert sft.main([*arguments, "one"]) == 0

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_model
-from test_model import assert_exact, one_thread  # noqa: F401 (a fixture)
+from conftest import assert_exact, make_model
 from torch import nn
 
 from checkpoint import save_checkpoint

@@ -4,26 +4,12 @@ import math
 
 import pytest
 import torch
-from conftest import make_model
+from conftest import assert_exact, make_model
 from torch import Tensor, nn
 
 from model import GPT, GPTConfig
 
 EOS = 256
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """These matrices are far too small to share; on a busy machine, waiting for a second thread costs seconds."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
-
-
-def assert_exact(actual: Tensor, expected: Tensor) -> None:
-    assert actual.shape == expected.shape
-    assert (actual - expected).norm() <= 1e-12 * expected.norm()
 
 
 def reference_logits(model: GPT, ids: list[int]) -> Tensor:

@@ -118,7 +118,7 @@ def test_nll_is_a_sum_in_full_precision():
 
 def test_validation_loss_counts_the_stop_token_whatever_the_batch(tmp_path: Path, tokenizer):
     """Claim 12: by hand, over `yo` and its stop token; then over ragged conversations in any micro-batches."""
-    model = make_model()
+    model = make_model(dropout=0.5)
     path = write_jsonl(tmp_path / "one.jsonl", [conversation("hi", "yo")])
     one, _ = dataset.build_dataset([path], tokenizer, "xml")
     ids = list(b"<user>\nhi\n</user>\n<assistant>\nyo") + [256] + list(b"\n</assistant>\n")
@@ -328,12 +328,20 @@ def test_a_damaged_newest_checkpoint_costs_nothing_but_time(data: Path, small: P
     expected, log = newest(tmp_path / "run"), tmp_path / "run/log.csv"
     path, expected_log = checkpoints_in(tmp_path / "run")[0], log.read_bytes()
     path.write_bytes(path.read_bytes()[:-1000])
-    log.write_bytes(expected_log + b"1")  # half a row of step 1..., where the disk was full
     assert sft.main(["--resume", str(tmp_path / "run"), "--save-every", "1"]) == 0
     assert f"{path}: damaged" in capsys.readouterr().err and log.read_bytes() == expected_log
     assert same(newest(tmp_path / "run")["model"], expected["model"])
     assert run(data, small, tmp_path / "other", DROPOUT + " --eval-every 1 --save-every 1") == 0
     assert same(newest(tmp_path / "other")["optimizer"], expected["optimizer"])
+
+
+def test_half_a_row_is_no_step(data: Path, small: Path, tmp_path: Path):
+    """Claim 19: where the disk was full, the log may end in the first digit of step 12."""
+    assert run(data, small, tmp_path / "run", "--steps 2") == 0
+    with open(tmp_path / "run/log.csv", "a") as file:
+        file.write("1")
+    assert sft.main(["--resume", str(tmp_path / "run"), "--steps", "3"]) == 0
+    assert [row["step"] for row in log_rows(tmp_path / "run")] == ["1", "2", "3"]
 
 
 def test_what_was_just_saved_is_never_pruned(data: Path, small: Path, tmp_path: Path, monkeypatch):
