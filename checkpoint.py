@@ -85,8 +85,11 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 def load_checkpoint(path: str | Path, device: str = "cpu", dropout: float = 0.0) -> tuple[GPT, Tokenizer, dict]:
-    """The model, in float32; its tokenizer; and what else the file holds: "template" (None for a base), "stop" ids,
-    "base", "args", "step", "optimizer". Raises FileNotFoundError, and ValueError as `read_checkpoint` and `restore`."""
+    """The model, in float32 (float64 if it was trained so); its tokenizer; and what else the file holds: "template"
+    (None for a base), "stop" ids, "base", "args", "step", "optimizer".
+
+    Raises FileNotFoundError, and ValueError as `read_checkpoint` and `restore`.
+    """
     model, tokenizer, meta = restore(read_checkpoint(path), dropout)
     return model.to(device).eval(), tokenizer, meta
 
@@ -100,7 +103,8 @@ def restore(saved: dict, dropout: float = 0.0) -> tuple[GPT, Tokenizer, dict]:
             model = attach_adapter(merge_lora(base), saved, saved["file"])
         else:
             model = GPT(GPTConfig(**{**saved["config"], "dropout": dropout}))
-            model.load_state_dict({name: tensor.float() for name, tensor in saved["model"].items()}, strict=True)
+            is_double = any(tensor.dtype == torch.float64 for tensor in saved["model"].values())
+            model.to(torch.float64 if is_double else torch.float32).load_state_dict(saved["model"], strict=True)
         meta = {name: value for name, value in saved.items() if name not in ("model", "adapter", "tokenizer")}
         return model, Tokenizer.from_state(saved["tokenizer"]), meta | {"template": saved["template"]}
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:

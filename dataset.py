@@ -123,6 +123,8 @@ def cut_steps(order: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> list
 
     Lengths 3, 3, 3 with 6 tokens a step -> [first, second], [third].
     """
+    if not len(order):
+        return []
     starts, tokens = [], 0
     for position, length in enumerate(lengths[order].tolist()):
         tokens += length

@@ -172,6 +172,7 @@ def attach_adapter(model: nn.Module, saved: dict, origin: str) -> nn.Module:
     missing_or_unknown = lora_state_dict(model).keys() ^ saved["adapter"].keys()
     if missing_or_unknown:
         raise ValueError(f"{origin} does not fit its own configuration: {sorted(missing_or_unknown)[0]}")
+    model.to(next(iter(saved["adapter"].values())).dtype)  # float64, if it was trained so
     model.load_state_dict(saved["adapter"], strict=False)  # strict over the adapter: checked just above
     return model
 

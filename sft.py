@@ -62,7 +62,7 @@ class Config:
     init: str = option("base.pt", "model", "checkpoint to start from")
     dropout: float = option(0.0, "model", "dropout in the model while training", least=0)
     lora_rank: int = option(0, "model", "train adapters of this rank; 0 trains all weights", least=0)
-    lora_alpha: float = option(16.0, "model", "LoRA's scale is alpha / rank")
+    lora_alpha: float = option(16.0, "model", "LoRA's scale is alpha / rank", least=0)
     lora_dropout: float = option(0.0, "model", "dropout in front of the adapters", least=0)
     lora_targets: list[str] = option(list(lora.ALL_TARGETS), "model", "linear layers with an adapter")
 
@@ -90,7 +90,7 @@ class Config:
 
 LEARNING_RATE, LEARNING_RATE_LORA = 5e-4, 2e-3
 # The fields that may differ when a run is resumed. `steps` changes the schedule; the others change no number.
-CHANGEABLE = {"steps", "save_every", "keep_checkpoints", "out", "resume", "overwrite"}
+CHANGEABLE = {"steps", "save_every", "keep_checkpoints", "resume"}
 
 
 def parse_arguments(argv: Sequence[str] | None) -> tuple[Config, set[str]]:
@@ -259,18 +259,23 @@ def pick_samples(dataset: Dataset, paths: Sequence[Path], indices: np.ndarray, n
 def continue_text(model: GPT, tokenizer: Tokenizer, messages: Sequence[Message], max_new_tokens: int = 40) -> str:
     """What a model types after the bare text of the messages: the way to ask a base model, which knows no turns."""
     text = "\n".join(message.content for message in messages)
-    ids = [tokenizer.special(END_OF_TEXT), *tokenizer.encode(text)][-(model.config.context_length - max_new_tokens) :]
-    [new_ids] = model.generate([ids], max_new_tokens, stop=[tokenizer.special(END_OF_TEXT)])
-    return tokenizer.decode(new_ids)
+    stop = tokenizer.special(END_OF_TEXT)
+    return tokenizer.decode(generate_one(model, [stop, *tokenizer.encode(text)], stop, max_new_tokens))
+
+
+def generate_one(model: GPT, prompt: list[int], stop: int, max_new_tokens: int) -> list[int]:
+    """Greedy; of a prompt that is too long, its end."""
+    room = max(model.config.context_length - max_new_tokens, model.config.context_length // 2)
+    [new_ids] = model.generate([prompt[-room:]], max_new_tokens, stop=[stop])
+    return new_ids
 
 
 def answer(
     model: GPT, tokenizer: Tokenizer, messages: Sequence[Message], template: str, max_new_tokens: int = 40
 ) -> str:
     """The likeliest answer to a conversation, as its template asks for it and reads it."""
-    ids = render_prompt(messages, tokenizer, template)[-(model.config.context_length - max_new_tokens) :]
-    [new_ids] = model.generate([ids], max_new_tokens, stop=[tokenizer.special(TEMPLATES[template].stop)])
-    return TEMPLATES[template].read(tokenizer.decode(new_ids))
+    prompt, stop = render_prompt(messages, tokenizer, template), tokenizer.special(TEMPLATES[template].stop)
+    return TEMPLATES[template].read(tokenizer.decode(generate_one(model, prompt, stop, max_new_tokens)))
 
 
 def plot_losses(log_path: Path) -> None:
@@ -375,6 +380,8 @@ def open_folder(config: Config) -> Path:
     earlier = [path for pattern in ("checkpoint-*", "log.csv", "loss.png") for path in folder.glob(pattern)]
     if earlier and not config.overwrite:
         raise ValueError(f"{folder} holds a run: --resume {folder} goes on with it, --overwrite replaces it")
+    if find_file(config.init).resolve() in [path.resolve() for path in (folder, *earlier)]:
+        raise ValueError(f"--overwrite would remove {config.init}, which this run starts from; choose another --out")
     if rank() == 0:
         for path in earlier:
             path.unlink()
@@ -385,13 +392,16 @@ def open_folder(config: Config) -> Path:
 def resume_arguments(config: Config, given: set[str]) -> tuple[Config, dict]:
     """The saved run's configuration and its newest checkpoint. Refuses arguments that would change the numbers."""
     saved = read_checkpoint(config.resume)
+    if not {"args", "base", "optimizer", "data_digest"} <= saved.keys():
+        raise ValueError(
+            f"{config.resume} is not a run of sft.py; to start from its weights, say --init {config.resume}"
+        )
     before = Config(**saved["args"])
     changed = [name for name in given - CHANGEABLE if getattr(config, name) != getattr(before, name)]
     if changed:
         names = ", ".join("--" + name.replace("_", "-") for name in sorted(changed))
         raise ValueError(f"{config.resume}: this run has other values of {names}; leave them out to resume it")
-    changes = {name: getattr(config, name) for name in given & CHANGEABLE}
-    return dataclasses.replace(before, **changes, out=None), saved
+    return dataclasses.replace(before, **{name: getattr(config, name) for name in given & CHANGEABLE}), saved
 
 
 def start_model(config: Config) -> tuple[GPT, Tokenizer, dict]:
@@ -438,6 +448,8 @@ def prepare_data(config: Config, tokenizer: Tokenizer, context_length: int) -> D
         tokens = [weight * train_set.lengths[pool].sum() for weight, pool in zip(weights, pools)]
         shares = [f"{path.name} {100 * part / sum(tokens):.1f} %" for path, part in zip(paths, tokens)]
         log("mixture   " + ", ".join(shares) + " of an epoch's tokens")
+    if not len(epoch_order(pools, weights, config.seed, 0)):
+        raise ValueError("no conversation is left to train on: the weights of the files are too small")
     samples = pick_samples(val_set, val_paths, val_indices if len(val_indices) else pools[0])
     return Data(train_set, pools, weights, val_set, val_indices, samples)
 
@@ -465,7 +477,7 @@ def prepare(config: Config, given: set[str]) -> tuple[Run, dict | None]:
     if saved and saved["data_digest"] != data.digest():
         raise ValueError(f"{config.resume}: the data are not those that this run was started with")
     model.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
-    folder = Path(config.resume) if saved else open_folder(config)
+    folder = Path(saved["file"]).parent if saved else open_folder(config)
     log(f"folder    {folder}")
     return Run(config, device, dtype, model, tokenizer, base, data, folder), saved
 
@@ -481,13 +493,18 @@ class LogFile:
     COLUMNS = ("step", "epoch", "loss", "learning_rate", "gradient_norm", "supervised_tokens", "val_loss")
 
     def __init__(self, path: Path, first_step: int):
-        rows = []
-        if first_step > 1 and path.exists():
+        path, rows = path if rank() == 0 else Path(os.devnull), []
+        if first_step > 1 and path.is_file():
             with open(path, newline="") as file:
-                rows = [row for row in csv.reader(file) if row and row[0].isdecimal() and int(row[0]) < first_step]
-        self.file = open(path, "w", newline="") if rank() == 0 else open(os.devnull, "w")
+                whole = (row for row in csv.reader(file) if len(row) == len(self.COLUMNS) and row[0].isdecimal())
+                rows = [row for row in whole if int(row[0]) < first_step]
+        temporary = path.with_suffix(".tmp") if rank() == 0 else path
+        with open(temporary, "w", newline="") as file:
+            csv.writer(file).writerows([self.COLUMNS, *rows])
+        if rank() == 0:
+            os.replace(temporary, path)  # at no moment is the log of the steps before gone
+        self.file = open(path, "a", newline="")
         self.writer = csv.writer(self.file)
-        self.writer.writerows([self.COLUMNS, *rows])
 
     def write(self, *values) -> None:
         self.writer.writerow(["" if value is None else value for value in values])
@@ -521,9 +538,12 @@ def save(run: Run, optimizer: torch.optim.Optimizer, step: int) -> None:
     content = {"step": step, "config": asdict(run.model.config), **weights, "optimizer": optimizer.state_dict()}
     content |= {"tokenizer": run.tokenizer.state(), "template": run.config.template, "stop": stop}
     content |= {"args": asdict(run.config), "base": run.base, "data_digest": run.data.digest()}
-    save_checkpoint(run.folder / f"checkpoint-{step:07d}.pt", content)
-    for path in checkpoints_in(run.folder)[run.config.keep_checkpoints :]:
-        path.unlink()
+    path = run.folder / f"checkpoint-{step:07d}.pt"
+    save_checkpoint(path, content)
+    others = [other for other in checkpoints_in(run.folder) if other != path]
+    earlier = [other for other in others if other < path]  # a later one was damaged, else we had resumed from it
+    for other in set(others) - set(earlier[: run.config.keep_checkpoints - 1]):
+        other.unlink()
 
 
 def ask(run: Run, before: bool) -> list[str]:
@@ -561,6 +581,14 @@ def make_optimizer(parameters: Sequence[Tensor], weight_decay: float) -> torch.o
     vectors = {"params": [parameter for parameter in parameters if parameter.dim() < 2], "weight_decay": 0.0}
     groups = [group for group in (matrices, vectors) if group["params"]]
     return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+
+
+def check_finite(folder: Path, step: int, **values: float | None) -> None:
+    """Raises FloatingPointError where a value is NaN or infinite."""
+    for name, value in values.items():
+        if value is not None and not math.isfinite(value):
+            kept = next(map(str, checkpoints_in(folder)), "none was written yet")
+            raise FloatingPointError(f"step {step}: {name} is {value}; try a lower --lr. Last good checkpoint: {kept}")
 
 
 def train(run: Run, saved: dict | None) -> int:
@@ -615,16 +643,13 @@ def train(run: Run, saved: dict | None) -> int:
 
             # Update
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf).item()
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                kept = [str(path) for path in checkpoints_in(run.folder)] or ["none was written yet"]
-                raise FloatingPointError(
-                    f"step {step}: loss {loss}, gradient norm {norm}. Try a lower --lr; last good checkpoint: {kept[0]}"
-                )
+            check_finite(run.folder, step, loss=loss, gradient_norm=norm)
             optimizer.step()
             optimizer.zero_grad()
 
             # Validate, log, save
             val_loss = run.validate() if step == total or step % eval_every == 0 else None
+            check_finite(run.folder, step, val_loss=val_loss)
             log_file.write(step, epoch, loss, rate, norm, n_supervised, val_loss)
             stopping = n_stops > 0 and step < total
             if stopping or step == total or step % save_every == 0:
