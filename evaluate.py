@@ -62,7 +62,7 @@ def generate_answers(
     else:
         stop = tokenizer.special(TEMPLATES[template].stop)
         prompts = [render_prompt(question.messages, tokenizer, template) for question in questions]
-    room = model.config.context_length - max_new_tokens
+    room = max(model.config.context_length - max_new_tokens, model.config.context_length // 2)
     answers: list[tuple[str, bool]] = [("", False)] * len(prompts)
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     live = LiveLine()

@@ -393,9 +393,7 @@ def resume_arguments(config: Config, given: set[str]) -> tuple[Config, dict]:
     """The saved run's configuration and its newest checkpoint. Refuses arguments that would change the numbers."""
     saved = read_checkpoint(config.resume)
     if not {"args", "base", "optimizer", "data_digest"} <= saved.keys():
-        raise ValueError(
-            f"{config.resume} is not a run of sft.py; to start from its weights, say --init {config.resume}"
-        )
+        raise ValueError(f"{config.resume} is no run of sft.py; to start from its weights, use --init {config.resume}")
     before = Config(**saved["args"])
     changed = [name for name in given - CHANGEABLE if getattr(config, name) != getattr(before, name)]
     if changed:
@@ -493,16 +491,15 @@ class LogFile:
     COLUMNS = ("step", "epoch", "loss", "learning_rate", "gradient_norm", "supervised_tokens", "val_loss")
 
     def __init__(self, path: Path, first_step: int):
-        path, rows = path if rank() == 0 else Path(os.devnull), []
+        rows = []
         if first_step > 1 and path.is_file():
             with open(path, newline="") as file:
                 whole = (row for row in csv.reader(file) if len(row) == len(self.COLUMNS) and row[0].isdecimal())
                 rows = [row for row in whole if int(row[0]) < first_step]
-        temporary = path.with_suffix(".tmp") if rank() == 0 else path
+        temporary = path.with_suffix(".tmp")
         with open(temporary, "w", newline="") as file:
             csv.writer(file).writerows([self.COLUMNS, *rows])
-        if rank() == 0:
-            os.replace(temporary, path)  # at no moment is the log of the steps before gone
+        os.replace(temporary, path)  # at no moment are the rows of earlier steps gone
         self.file = open(path, "a", newline="")
         self.writer = csv.writer(self.file)
 
@@ -619,7 +616,8 @@ def train(run: Run, saved: dict | None) -> int:
         show_samples(run, **before)
     forward = torch.compile(model, dynamic=True) if config.compile else model
     uses_dropout = config.dropout > 0 or (config.lora_rank > 0 and config.lora_dropout > 0)
-    live, log_file, started, n_tokens = LiveLine(), LogFile(run.folder / "log.csv", first_step), time.monotonic(), 0
+    live, started, n_tokens = LiveLine(), time.monotonic(), 0
+    log_file = LogFile(run.folder / "log.csv", first_step) if rank() == 0 else None
     model.train()
     with StopSignals() as stop:
         for step, (epoch, indices) in enumerate(
@@ -650,7 +648,8 @@ def train(run: Run, saved: dict | None) -> int:
             # Validate, log, save
             val_loss = run.validate() if step == total or step % eval_every == 0 else None
             check_finite(run.folder, step, val_loss=val_loss)
-            log_file.write(step, epoch, loss, rate, norm, n_supervised, val_loss)
+            if log_file:
+                log_file.write(step, epoch, loss, rate, norm, n_supervised, val_loss)
             stopping = n_stops > 0 and step < total
             if stopping or step == total or step % save_every == 0:
                 save(run, optimizer, step)
