@@ -42,9 +42,7 @@ def stream_answer(
     written = shown = ""
     for piece in tokenizer.stream(step[0] for step in steps if step):
         written += piece
-        readable = form.read(written)
-        if form.json_strings and "\\" in written and readable == written:
-            continue  # an escape whose end is still to come
+        readable = form.read(written, partial=True)
         yield readable[len(shown) :]
         shown = readable
     yield form.read(written)[len(shown) :]
@@ -134,6 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
     args = parser.parse_args(argv)
     try:
+        if args.max_new_tokens < 1:
+            raise ValueError(f"--max-new-tokens must be at least 1, not {args.max_new_tokens}")
         check_sampling(args.temperature, args.top_k, args.top_p)
         chat = Chat(args)
         if args.prompt is not None:

@@ -44,6 +44,11 @@ class Message:
 
 # Templates
 
+# An escape inside a JSON string: a short one, a surrogate pair, or any other character; half a pair is none.
+HIGH, LOW, HEX = "[dD][89abAB][0-9a-fA-F]{2}", "[dD][c-fC-F][0-9a-fA-F]{2}", "[0-9a-fA-F]"
+JSON_ESCAPE = re.compile(rf'\\(?:["\\/bfnrt]|u{HIGH}\\u{LOW}|u(?![dD][89a-fA-F]){HEX}{{4}})')
+UNFINISHED_ESCAPE = re.compile(rf"\\(?:u{HEX}{{0,3}}|u{HIGH}(?:\\(?:u{HEX}{{0,3}})?)?)?$")
+
 
 @dataclass(frozen=True)
 class Template:
@@ -69,16 +74,15 @@ class Template:
         """Content as it stands in the rendered text."""
         return json.dumps(content, ensure_ascii=False)[1:-1] if self.json_strings else content
 
-    def read(self, text: str) -> str:
-        """The inverse of `write`, for what a model has generated; text that no `write` gives is returned as it is."""
+    def read(self, text: str, partial: bool = False) -> str:
+        """The inverse of `write`, for what a model has generated. What is no escape stays as it is; of a `partial`
+        text, an unfinished escape at the end is left out."""
         if not self.json_strings:
             return text
-        try:
-            content = json.loads(f'"{text}"', strict=False)
-            content.encode("utf-8")  # half a surrogate pair is valid JSON but no text
-            return content
-        except ValueError:
-            return text
+        unfinished = UNFINISHED_ESCAPE.search(JSON_ESCAPE.sub(lambda match: "." * len(match[0]), text))
+        if partial and unfinished:
+            text = text[: unfinished.start()]
+        return JSON_ESCAPE.sub(lambda match: json.loads(f'"{match[0]}"'), text)
 
 
 TEMPLATES: dict[str, Template] = {

@@ -74,7 +74,8 @@ def read_checkpoint(path: str | Path) -> dict:
     for file in checkpoints_in(path) if path.is_dir() else [path]:
         if is_whole(file):
             break
-        print(f"{file}: damaged (its checksum does not match)", file=sys.stderr)
+        if path.is_dir():
+            print(f"{file}: damaged (its checksum does not match), trying the one before", file=sys.stderr)
     else:
         raise ValueError(f"{path}: no whole checkpoint here; give a checkpoint, or the folder of a run of sft.py")
     try:

@@ -16,6 +16,7 @@ import functools
 import itertools
 import math
 import os
+import shlex
 import signal
 import sys
 import time
@@ -378,9 +379,9 @@ def open_folder(config: Config) -> Path:
         config.out = next(f"out/{name}-{n}" for n in itertools.count(1) if not Path(f"out/{name}-{n}").exists())
     folder = Path(config.out)
     earlier = [path for pattern in ("checkpoint-*", "log.csv", "loss.png") for path in folder.glob(pattern)]
-    if earlier and not config.overwrite:
+    if earlier and not config.overwrite and rank() == 0:
         raise ValueError(f"{folder} holds a run: --resume {folder} goes on with it, --overwrite replaces it")
-    if find_file(config.init).resolve() in [path.resolve() for path in (folder, *earlier)]:
+    if earlier and find_file(config.init).resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"--overwrite would remove {config.init}, which this run starts from; choose another --out")
     if rank() == 0:
         for path in earlier:
@@ -391,9 +392,9 @@ def open_folder(config: Config) -> Path:
 
 def resume_arguments(config: Config, given: set[str]) -> tuple[Config, dict]:
     """The saved run's configuration and its newest checkpoint. Refuses arguments that would change the numbers."""
+    if not find_file(config.resume).is_dir():
+        raise ValueError(f"{config.resume}: --resume takes a run's folder; to start from a checkpoint, use --init")
     saved = read_checkpoint(config.resume)
-    if not {"args", "base", "optimizer", "data_digest"} <= saved.keys():
-        raise ValueError(f"{config.resume} is no run of sft.py; to start from its weights, use --init {config.resume}")
     before = Config(**saved["args"])
     changed = [name for name in given - CHANGEABLE if getattr(config, name) != getattr(before, name)]
     if changed:
@@ -446,8 +447,11 @@ def prepare_data(config: Config, tokenizer: Tokenizer, context_length: int) -> D
         tokens = [weight * train_set.lengths[pool].sum() for weight, pool in zip(weights, pools)]
         shares = [f"{path.name} {100 * part / sum(tokens):.1f} %" for path, part in zip(paths, tokens)]
         log("mixture   " + ", ".join(shares) + " of an epoch's tokens")
-    if not len(epoch_order(pools, weights, config.seed, 0)):
-        raise ValueError("no conversation is left to train on: the weights of the files are too small")
+    for i in range(len(paths)):
+        if not len(epoch_order(pools[i : i + 1], weights[i : i + 1], config.seed, 0)):
+            raise ValueError(
+                f"{paths[i]}: nothing is left of its {len(pools[i])} conversations at a weight of {weights[i]:g}"
+            )
     samples = pick_samples(val_set, val_paths, val_indices if len(val_indices) else pools[0])
     return Data(train_set, pools, weights, val_set, val_indices, samples)
 
@@ -519,7 +523,7 @@ class StopSignals:
 
     def request(self, number: int, _) -> None:
         self.requested = number
-        self.__exit__()
+        signal.signal(number, self.earlier[number])
 
     def __exit__(self, *_) -> None:
         for number, handler in self.earlier.items():
@@ -585,7 +589,7 @@ def check_finite(folder: Path, step: int, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not math.isfinite(value):
             kept = next(map(str, checkpoints_in(folder)), "none was written yet")
-            raise FloatingPointError(f"step {step}: {name} is {value}; try a lower --lr. Last good checkpoint: {kept}")
+            raise FloatingPointError(f"step {step}: {name} {value}; try a lower --lr. Last good checkpoint: {kept}")
 
 
 def train(run: Run, saved: dict | None) -> int:
@@ -662,12 +666,13 @@ def train(run: Run, saved: dict | None) -> int:
             line += f"  {left // 60}:{left % 60:02} left" + ("" if val_loss is None else f"  val loss {val_loss:.4f}")
             live.show(line, last=val_loss is not None or stopping)
             if stopping:
-                log(f"stopped after step {step:,}, saved. To go on: python sft.py --resume {run.folder}")
+                log(f"stopped after step {step:,}, saved. To go on: {resume_command(run.folder)}")
                 return 128 + (stop.requested or signal.SIGTERM)
     show_samples(run, **before, tuned=ask(run, before=False))
     if rank() == 0:
         plot_losses(run.folder / "log.csv")
-    log(f"saved     {checkpoints_in(run.folder)[0]}, with log.csv beside it\nnext      python chat.py {run.folder}")
+    log(f"saved     {checkpoints_in(run.folder)[0]}, with log.csv beside it")
+    log(f"next      python chat.py {shlex.quote(str(run.folder))}")
     return 0
 
 
@@ -688,9 +693,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return train(run, saved)
     except (FloatingPointError, OSError) as error:  # an OSError in the loop is a full disk, or the like
         return fail(error)
+    except KeyboardInterrupt:
+        to_go_on = f"to go on: {resume_command(run.folder)}" if checkpoints_in(run.folder) else "nothing was saved yet"
+        log(f"\ninterrupted; {to_go_on}")
+        return 130
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def resume_command(folder: Path) -> str:
+    return f"python sft.py --resume {shlex.quote(str(folder))}"
 
 
 def fail(error: Exception) -> int:
