@@ -671,8 +671,8 @@ def train(run: Run, saved: dict | None) -> int:
     show_samples(run, **before, tuned=ask(run, before=False))
     if rank() == 0:
         plot_losses(run.folder / "log.csv")
-    log(f"saved     {checkpoints_in(run.folder)[0]}, with log.csv beside it")
-    log(f"next      python chat.py {shlex.quote(str(run.folder))}")
+        print(f"saved     {checkpoints_in(run.folder)[0]}, with log.csv beside it")
+        print(f"next      python chat.py {shlex.quote(str(run.folder))}", flush=True)
     return 0
 
 
@@ -690,7 +690,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         log("\ninterrupted before the first step: there is nothing to save")
         return 130
     try:
-        return train(run, saved)
+        status = train(run, saved)
+        if dist.is_initialized():
+            dist.barrier()  # leave together: a process that is gone would break the others' connections
+        return status
     except (FloatingPointError, OSError) as error:  # an OSError in the loop is a full disk, or the like
         return fail(error)
     except KeyboardInterrupt:
