@@ -27,7 +27,6 @@ from model import GPT, GPTConfig  # noqa: E402
 from sft import keep_freed_memory, learning_rate, nll_sum  # noqa: E402
 from tokenizer import END_OF_TEXT, Tokenizer, train_bpe  # noqa: E402
 
-WORDINGS = 8  # ways to state each fact: enough to ask for it afterwards, few enough to learn in minutes
 VAL_TOKENS = 100_000  # the end of the stream is never trained on
 HELD_OUT_SEED, HELD_OUT_DOCUMENTS = 1_000_003, 300  # another stream, for measuring what tuning makes a model forget
 
@@ -35,7 +34,7 @@ HELD_OUT_SEED, HELD_OUT_DOCUMENTS = 1_000_003, 300  # another stream, for measur
 def encode_stream(tokenizer: Tokenizer, n_tokens: int, seed: int) -> np.ndarray:
     """The first `n_tokens` ids of the document stream, each document followed by end-of-text."""
     stream, size = [], 0
-    for document in documents(seed, WORDINGS):
+    for document in documents(seed):
         ids = [*tokenizer.encode(document), tokenizer.special(END_OF_TEXT)]
         stream.append(np.array(ids, np.int32))
         size += len(ids)
@@ -68,8 +67,8 @@ def make_optimizer(model: GPT) -> torch.optim.AdamW:
 def pretrain(model: GPT, stream: np.ndarray, args: argparse.Namespace, device: str) -> int:
     """One pass over the stream, with a line of progress every few seconds; gives the number of steps.
 
-    Four fifths go in short windows, which cost less attention and hold most documents whole; every fifth step has
-    windows of the whole context, so that all positions are learned.
+    Four fifths go in short windows, which cost less attention and hold most documents whole; the last fifth in windows
+    of the whole context, so that all positions are learned.
     """
     optimizer = make_optimizer(model)
     turn = len(stream) * 4 // 5
@@ -77,7 +76,6 @@ def pretrain(model: GPT, stream: np.ndarray, args: argparse.Namespace, device: s
     for part, length in ((stream[:turn], args.context // 4), (stream[turn:], args.context)):
         shuffled = windows(part, length)[torch.randperm((len(part) - 1) // length)]
         batches += shuffled.split(args.batch_tokens // length)
-    batches = [batches[i] for i in torch.randperm(len(batches))]
     started = shown = time.monotonic()
     for step, ids in enumerate(batches, 1):
         for group in optimizer.param_groups:
@@ -101,19 +99,19 @@ def pretrain(model: GPT, stream: np.ndarray, args: argparse.Namespace, device: s
 
 def write_held_out_text(path: Path) -> None:
     """Documents that no training sees, one record a line."""
-    texts = itertools.islice(documents(HELD_OUT_SEED, WORDINGS), HELD_OUT_DOCUMENTS)
+    texts = itertools.islice(documents(HELD_OUT_SEED), HELD_OUT_DOCUMENTS)
     path.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts), encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Make tokenizer and base model from scratch.")
     parser.add_argument("--out", default=str(HERE / "base.pt"))
-    parser.add_argument("--tokens", type=int, default=10_000_000, help="length of the training text (%(default)s)")
+    parser.add_argument("--tokens", type=int, default=12_000_000, help="length of the training text (%(default)s)")
     parser.add_argument("--vocab-size", type=int, default=2048)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--channels", type=int, default=192)
     parser.add_argument("--context", type=int, default=512)
-    parser.add_argument("--batch-tokens", type=int, default=2048, help="tokens in a step (%(default)s)")
+    parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens in a step (%(default)s)")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
@@ -121,9 +119,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     write_held_out_text(HERE / "heldout_text.jsonl")
-    characters = itertools.accumulate(documents(args.seed, WORDINGS), lambda size, text: size + len(text), initial=0)
+    characters = itertools.accumulate(documents(args.seed), lambda size, text: size + len(text), initial=0)
     n_documents = next(n for n, size in enumerate(characters) if size > 4_000_000)
-    tokenizer = train_bpe(itertools.islice(documents(args.seed, WORDINGS), n_documents), args.vocab_size)
+    tokenizer = train_bpe(itertools.islice(documents(args.seed), n_documents), args.vocab_size)
     print(f"tokenizer: {tokenizer.n_vocab:,} tokens, learned from {n_documents:,} documents", flush=True)
     stream = encode_stream(tokenizer, args.tokens + VAL_TOKENS, args.seed)
 

@@ -1841,7 +1841,7 @@ bicycle | It rides smoothly and looks great. | It rattles and the brakes fail.
 coffee machine | The coffee tastes wonderful. | The coffee tastes burnt.
 coffee machine | It is easy to clean. | It leaks all over the kitchen.
 jacket | It is warm and fits perfectly. | It is thin and the zip broke at once.
-pair of shoes | They are light and comfortable. | They hurt my feet.
+shoes | They are light and comfortable. | They hurt my feet.
 taxi ride | The driver was kind and careful. | The driver was reckless and unfriendly.
 museum | The exhibition was fascinating. | The exhibition was tiny and overpriced.
 """
@@ -3793,7 +3793,7 @@ class Writer:
         """The next document and its kind."""
         kind = self.rng.choices(self.kinds, self.rates)[0]
         method = {"list": "listing"}.get(kind, kind.replace(" ", "_"))
-        return kind, getattr(self, method)().strip()
+        return kind, getattr(self, method)()
 
 
 def json_object(cells: Sequence[tuple[str, str]]) -> str:
