@@ -26,7 +26,8 @@ def find_file(path: str | Path) -> Path:
     """The path as given, else under data/, else under the repository. Raises FileNotFoundError."""
     for candidate in (Path(path), HERE / "data" / path, HERE / path):
         if candidate.exists():
-            return candidate
+            below_here = not Path(path).is_absolute() and candidate.is_relative_to(Path.cwd())
+            return candidate.relative_to(Path.cwd()) if below_here else candidate
     raise FileNotFoundError(f"{path}: no such file (nor under {HERE / 'data'})")
 
 
