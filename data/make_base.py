@@ -115,6 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -135,7 +136,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         name: tensor.half().cpu() for name, tensor in model.state_dict().items()
     }  # half: small in the repository
     content = {"config": vars(config), "model": weights, "tokenizer": tokenizer.state()}
-    content |= {"template": None, "stop": [tokenizer.special(END_OF_TEXT)], "step": steps, "args": vars(args)}
+    content |= {
+        "template": None,
+        "stop": [tokenizer.special(END_OF_TEXT)],
+        "step": steps,
+        "args": {name: value for name, value in vars(args).items() if name != "out"},
+    }
     save_checkpoint(Path(args.out), content)
     print(f"wrote {args.out}: {Path(args.out).stat().st_size / 1e6:.1f} MB")
 
