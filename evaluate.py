@@ -20,6 +20,7 @@ import numpy as np
 from chat_template import TEMPLATES, Message, read_conversations, render_prompt
 from checkpoint import HERE, find_file, load_checkpoint
 from dataset import Dataset, build_dataset
+from lora import merge_lora
 from model import GPT
 from sft import Config, LiveLine, choose_device, evaluate_loss, keep_freed_memory
 from tokenizer import END_OF_TEXT, Tokenizer
@@ -111,10 +112,14 @@ def evaluate(path: str, args: argparse.Namespace, questions: list[Question], dev
     """All rows for one checkpoint."""
     print(path, flush=True)
     model, tokenizer, meta = load_checkpoint(path, device)
-    answers = generate_answers(model, tokenizer, meta["template"], questions, args.max_new_tokens, args.batch_size)
+    template = args.template or meta["template"]
+    if args.template:  # special tokens that it has never seen get the mean embedding
+        tokenizer = tokenizer.with_special(TEMPLATES[template].special_tokens)
+        merge_lora(model).grow_vocab(tokenizer.n_vocab)
+    answers = generate_answers(model, tokenizer, template, questions, args.max_new_tokens, args.batch_size)
     numbers, context = score(questions, answers), model.config.context_length
-    if meta["template"]:
-        conversations, _ = build_dataset([find_file(args.data)], tokenizer, meta["template"], "last", context)
+    if template:
+        conversations, _ = build_dataset([find_file(args.data)], tokenizer, template, "last", context)
         numbers["loss, supervised tokens"] = loss_on(model, conversations, device)
     text, _ = build_dataset([find_file(args.text)], tokenizer, "chatml", "all", context, "truncate")
     numbers["loss, pretraining text"] = loss_on(model, text, device)
@@ -137,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT")
     parser.add_argument("--data", default=str(HERE / "data" / "tiny_instruct_heldout.jsonl"), help="conversations")
     parser.add_argument("--text", default=str(HERE / "data" / "heldout_text.jsonl"), help="pretraining text")
+    parser.add_argument("--template", choices=TEMPLATES, help="ask with this one (default: the checkpoint's own)")
     parser.add_argument("--json", help="write the numbers to this file, too")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="budget of an answer (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="questions at a time (%(default)s)")

@@ -1873,15 +1873,22 @@ def normalised(messages: Sequence[dict[str, str]]) -> str:
     return kept or " ".join(words)
 
 
-def records(skill: Skill, split: str, n: int, seen: set[str]) -> Iterator[dict]:
-    """`n` records of a skill; none that is nearly the same as one already made."""
-    rng = random.Random(f"{skill.name}, {split}")
+def records(
+    skill: Skill, split: str, n: int, seen: set[str], draw: int = 0, may_be_fewer: bool = False
+) -> Iterator[dict]:
+    """`n` records of a skill; none that is nearly the same as one already made.
+
+    Raises ValueError where there are no `n` different ones, unless `may_be_fewer`.
+    """
+    rng = random.Random(f"{skill.name}, {split}" + (f", {draw}" if draw else ""))
     order: list[str] = []
     tries = made = 0
     while made < n:
         tries += 1
         if tries > 200 * n:
-            raise SystemExit(f"{skill.name}: only {made} of {n} different records for split {split}")
+            if may_be_fewer:
+                return
+            raise ValueError(f"{skill.name}: only {made} of {n} different records for split {split}")
         if not order:
             order = list(skill.held if split == "wordings" else skill.tuned)
             rng.shuffle(order)
@@ -1898,22 +1905,35 @@ def records(skill: Skill, split: str, n: int, seen: set[str]) -> Iterator[dict]:
         yield {"messages": messages, "skill": skill.name, "split": split}
 
 
-def make() -> dict[str, list[dict]]:
-    """Both files' records, in their final order."""
-    seen: set[str] = set()
-    tuning, held = [], []
+def make_tuning(seen: set[str]) -> list[dict]:
+    """The records to tune on, in their final order."""
+    tuning = []
     for skill in TUNED_SKILLS:
         tuning += records(skill, "train", PER_SKILL * (UNKNOWN_SHARES if skill is UNKNOWN else 1), seen)
+    random.Random("order").shuffle(tuning)
+    return tuning
+
+
+def make_held_out(seen: set[str], draw: int = 0) -> list[dict]:
+    """The records to ask. A `draw` above 0 gives other questions, here and there fewer, than 0."""
+    held, fewer = [], draw > 0
     for skill in TUNED_SKILLS:
         if skill.entities:
-            held += records(skill, "entities", HELD_UNKNOWN if skill is UNKNOWN else HELD_RECORDS["entities"], seen)
+            n = HELD_UNKNOWN if skill is UNKNOWN else HELD_RECORDS["entities"]
+            held += records(skill, "entities", n, seen, draw, fewer)
     for skill in TUNED_SKILLS[:-1]:
-        held += records(skill, "wordings", HELD_RECORDS["wordings"], seen)
-    held += records(UNKNOWN_REWORDED, "wordings", HELD_UNKNOWN, seen)
+        held += records(skill, "wordings", HELD_RECORDS["wordings"], seen, draw, fewer)
+    held += records(UNKNOWN_REWORDED, "wordings", HELD_UNKNOWN, seen, draw, fewer)
     for skill in HELD_SKILLS:
-        held += records(skill, "tasks", HELD_RECORDS["tasks"], seen)
-    random.Random("order").shuffle(tuning)
-    return {TUNING_FILE: tuning, HELDOUT_FILE: held}
+        held += records(skill, "tasks", HELD_RECORDS["tasks"], seen, draw, fewer)
+    return held
+
+
+def make(draw: int | None = None) -> dict[str, list[dict]]:
+    """Both files' records; or those of a draw, with no question that stands in either."""
+    seen: set[str] = set()
+    made = {TUNING_FILE: make_tuning(seen), HELDOUT_FILE: make_held_out(seen)}
+    return made if draw is None else {f"heldout-{draw}.jsonl": make_held_out(seen, draw)}
 
 
 def as_text(rows: Sequence[dict]) -> str:
@@ -1923,11 +1943,17 @@ def as_text(rows: Sequence[dict]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Write the instruction data.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the files are not up to date")
-    check = parser.parse_args(argv).check
+    parser.add_argument(
+        "--draw",
+        type=int,
+        metavar="N",
+        help=f"write only heldout-N.jsonl, with other questions than {HELDOUT_FILE}: to choose settings on",
+    )
+    args = parser.parse_args(argv)
     stale = False
-    for name, rows in make().items():
+    for name, rows in make(args.draw).items():
         path, text = FOLDER / name, as_text(rows)
-        if check:
+        if args.check:
             same = path.exists() and path.read_text(encoding="utf-8") == text
             print(f"{name}: {'up to date' if same else 'differs from what this script makes'}")
             stale |= not same

@@ -1841,7 +1841,7 @@ bicycle | It rides smoothly and looks great. | It rattles and the brakes fail.
 coffee machine | The coffee tastes wonderful. | The coffee tastes burnt.
 coffee machine | It is easy to clean. | It leaks all over the kitchen.
 jacket | It is warm and fits perfectly. | It is thin and the zip broke at once.
-shoes | They are light and comfortable. | They hurt my feet.
+pair of shoes | They are light and comfortable. | They hurt my feet.
 taxi ride | The driver was kind and careful. | The driver was reckless and unfriendly.
 museum | The exhibition was fascinating. | The exhibition was tiny and overpriced.
 """
@@ -3354,16 +3354,17 @@ RATES = {
     "notes": 10,
     "table": 8,
     "list": 3,
-    "story": 16,
+    "story": 13,
     "review": 5,
-    "sums": 15,
-    "comparison": 4,
+    "sums": 9,
+    "comparison": 2,
     "timetable": 2,
     "records": 4,
-    "exam": 5,
+    "exam": 3,
     "phrase book": 1,
 }
 
+FACT_KINDS = ("register", "cards", "notes")  # they state facts in a relation's own wordings, and hold nothing else
 FLOOR = 60  # a relation of fewer facts is written as often as one of this many
 GROUPS = ("country", "element", "animal")
 
@@ -3388,15 +3389,20 @@ class Writer:
     tally[name, "sentence"]: a whole sentence on a line after its heading.  tally[name, "running"]: all others.
     """
 
-    def __init__(self, seed: int, wordings: int | None = None, line_start: bool = True) -> None:
+    def __init__(
+        self, seed: int, wordings: int | None = None, line_start: bool = True, group: str | None = None
+    ) -> None:
         self.rng = random.Random(seed)
         self.wordings, self.line_start = wordings, line_start
+        self.relations = [relation for relation in RELATIONS if group in (None, relation.group)]
+        self.weights = [max(FLOOR, len(relation.facts)) for relation in self.relations]
         self.tally: Counter = Counter()
         self.served = {relation.name: 0.0 for relation in RELATIONS}
         self.decks = {relation.name: Deck(relation.facts, self.rng) for relation in RELATIONS}
         self.pairs = {"sum": Deck(self.sum_pairs(), self.rng), "difference": Deck(self.difference_pairs(), self.rng)}
         self.entities = Deck([(g, s) for g in GROUPS for s in SUBJECTS[g]], self.rng)
-        self.kinds, self.rates = list(RATES), list(RATES.values())
+        rates = {kind: RATES[kind] for kind in (FACT_KINDS if group else RATES)}
+        self.kinds, self.rates = list(rates), list(rates.values())
 
     @staticmethod
     def sum_pairs() -> list[tuple[int, int]]:
@@ -3424,7 +3430,7 @@ class Writer:
 
     def relation(self) -> Relation:
         """The least served of four relations drawn by size: keeps facts of all tables about equally frequent."""
-        drawn = self.rng.choices(RELATIONS, WEIGHTS, k=4)
+        drawn = self.rng.choices(self.relations, self.weights, k=4)
         return min(drawn, key=lambda relation: self.served[relation.name])
 
     def note(self, relation: Relation, where: str) -> None:
@@ -3793,7 +3799,7 @@ class Writer:
         """The next document and its kind."""
         kind = self.rng.choices(self.kinds, self.rates)[0]
         method = {"list": "listing"}.get(kind, kind.replace(" ", "_"))
-        return kind, getattr(self, method)()
+        return kind, getattr(self, method)().strip()
 
 
 def json_object(cells: Sequence[tuple[str, str]]) -> str:
@@ -3804,7 +3810,6 @@ def json_object(cells: Sequence[tuple[str, str]]) -> str:
 
 # ------------------------------------------------------------------------------------- tables read once, for writing
 
-WEIGHTS = [max(FLOOR, len(relation.facts)) for relation in RELATIONS]
 PLACE_LIST = PLACES.strip().splitlines()
 TIME_LIST = TIMES.strip().splitlines()
 OBJECT_LIST = OBJECTS.strip().splitlines()
@@ -3907,12 +3912,15 @@ LABEL_KEYS = (
 )
 
 
-def documents(seed: int, wordings: int | None = None, line_start: bool = True) -> Iterator[str]:
+def documents(
+    seed: int, wordings: int | None = None, line_start: bool = True, group: str | None = None
+) -> Iterator[str]:
     """An endless stream of pretraining documents: the same seed gives the same stream on every machine.
 
-    `wordings` allows only the first so many wordings of each fact and `line_start=False` never puts a value at a
-    line's start: both are there for experiments on what a base must have read before it can be tuned.
+    The other arguments are for experiments on what a base must have read before it can be tuned: `wordings` allows
+    only the first so many wordings of each fact, `line_start=False` never puts a value at a line's start, and `group`
+    ("country", "element", "animal") leaves only statements about these.
     """
-    writer = Writer(seed, wordings, line_start)
+    writer = Writer(seed, wordings, line_start, group)
     while True:
         yield writer.document()[1]

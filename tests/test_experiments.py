@@ -1,0 +1,138 @@
+"""experiments.py: the rows of each experiment compare what they say, without training here."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import experiments
+import sft
+from data import make_instruct
+from experiments import EXPERIMENTS, Row
+
+
+@pytest.fixture
+def commands(monkeypatch) -> list[tuple[str, ...]]:
+    """What would have been run."""
+    ran: list[tuple[str, ...]] = []
+    monkeypatch.setattr(experiments, "run", lambda *command: ran.append(command))
+    return ran
+
+
+def rows_of(name: str, folder: Path, seed: int = 0) -> dict[str, Row]:
+    return {row.label: row for row in EXPERIMENTS[name].rows(folder, seed)}
+
+
+def records_of(row: Row) -> list[dict]:
+    path = row.train[row.train.index("--data") + 1]
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_row_is_a_command_that_sft_accepts(name: str, tmp_path: Path, commands):
+    """Labels are different, so no row writes over another; all options exist; all data files are there."""
+    rows = EXPERIMENTS[name].rows(tmp_path, 1)
+    assert len({row.label for row in rows}) == len(rows) > 1
+    for row in rows:
+        config, _ = sft.parse_arguments(list(row.train or ()))
+        for path in config.data:
+            sft.split_weight(path)
+    for _, *arguments in commands:
+        assert arguments[arguments.index("--seed") + 1] == "1"
+
+
+def test_smaller_sets_are_parts_of_larger_ones(tmp_path: Path):
+    """Examples and tasks are added, not replaced: 30 in 100 in 300, 2 tasks in 4 in 8."""
+    for name, counted in (("examples", lambda record: json.dumps(record)), ("tasks", lambda record: record["skill"])):
+        rows = [row for row in rows_of(name, tmp_path / name).values() if row.train]
+        sets = [{counted(record) for record in records_of(row)} for row in rows]
+        labels = [int(row.label.replace(",", "")) for row in rows]
+        assert [len(each) for each in sets] == labels and labels == sorted(labels)
+        assert all(small < large for small, large in zip(sets, sets[1:]))
+    assert all(count >= 28 for row in rows for count in Counter(r["skill"] for r in records_of(row)).values())
+
+
+def test_wordings_differ_in_nothing_but_wordings(tmp_path: Path):
+    """As many records of each skill, about things of the same pool, in at most 1, 4, 16, 64 wordings."""
+    rows = [records_of(row) for row in rows_of("wordings", tmp_path).values()]
+    counts = [Counter(record["skill"] for record in records) for records in rows]
+    assert all(each == counts[0] for each in counts) and sum(counts[0].values()) > 1000
+    capitals = [
+        {record["messages"][-2]["content"] for record in records if record["skill"] == "capital"} for records in rows
+    ]
+    beginnings = [len({" ".join(question.split()[:2]) for question in questions}) for questions in capitals]
+    assert beginnings[0] == 1 and beginnings == sorted(beginnings) and beginnings[-1] > 10
+
+
+def test_unknown_examples_are_all_that_differs(tmp_path: Path):
+    sets = [records_of(row) for row in rows_of("unknown", tmp_path).values()]
+    unknown = [sum(record["skill"] == "unknown" for record in records) for records in sets]
+    known = [[record for record in records if record["skill"] != "unknown"] for records in sets]
+    assert unknown == [0, 28, 140] and known[0] == known[1] == known[2]
+
+
+@pytest.mark.parametrize("percent", [5, 20])
+def test_replay_is_the_stated_share_of_the_tokens(percent: int, tmp_path: Path, capsys):
+    """As sft.py itself counts it, held-out conversations aside; and no document is one that evaluate.py asks about."""
+    row = rows_of("forgetting", tmp_path)[f"{percent} % of the tokens replayed"]
+    arguments = [*row.train, "--steps", "1", "--out", str(tmp_path / "run")]
+    assert sft.main(arguments) == 0
+    mixture = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("mixture"))
+    share = float(mixture.split("replay.jsonl ")[1].split(" %")[0])
+    assert share == pytest.approx(percent, abs=0.6)
+    replayed = set((tmp_path / "replay.jsonl").read_text(encoding="utf-8").splitlines())
+    asked = set((experiments.HERE / "data" / "heldout_text.jsonl").read_text(encoding="utf-8").splitlines())
+    assert not replayed & asked
+
+
+def test_small_bases_are_asked_about_other_countries(tmp_path: Path, commands):
+    """No tuned question is about a country, or a capital, that is asked about."""
+    (row, *_) = rows_of("pretraining", tmp_path).values()
+    asked = [json.loads(line) for line in Path(row.ask[1]).read_text(encoding="utf-8").splitlines()]
+    tuned = " ".join(record["messages"][-2]["content"] for record in records_of(row))
+    held = make_instruct.held_names("capital")
+    assert {record["split"] for record in asked} == {"entities"} and len(asked) == 240
+    assert not [name for name in held if make_instruct.has_word(tuned, name)]
+    assert [command[0] for command in commands] == ["data/make_base.py"] * 4
+    assert [command[command.index("--wordings") + 1] for command in commands] == ["1", "2", "4", "8"]
+
+
+def test_the_table_gives_means_and_spreads(capsys):
+    results = {"base": [{"right": 1.0, "loss": 0.5}, {"right": 4.0, "loss": 0.7}], "tuned": [{"loss": 1.25}] * 2}
+    experiments.print_table("Two", {"right": "right", "text": "loss"}, results)
+    assert capsys.readouterr().out.splitlines() == [
+        "",
+        "| Two | right | text |",
+        "|---|---:|---:|",
+        "| base | 2 ±2 | 0.600 ±0.100 |",
+        "| tuned |  | 1.250 ±0.000 |",
+    ]
+
+
+def test_a_row_is_trained_asked_and_read(tmp_path: Path, monkeypatch):
+    """The numbers are those of this row's own checkpoint."""
+    ran = []
+
+    def run(script: str, *arguments: str) -> None:
+        ran.append((script, *arguments))
+        if script == "evaluate.py":
+            Path(arguments[arguments.index("--json") + 1]).write_text(json.dumps({arguments[0]: {"right": 7}}))
+
+    monkeypatch.setattr(experiments, "run", run)
+    row = Row("lr 1e-3, twice", ("--lr", "1e-3"), ("--template", "xml"))
+    assert experiments.measure(row, tmp_path, seed=3) == {"right": 7}
+    folder = str(tmp_path / "lr-1e-3--twice")
+    assert ran[0] == ("sft.py", "--lr", "1e-3", "--seed", "3", "--out", folder, "--overwrite")
+    assert ran[1][:4] == ("evaluate.py", folder, "--template", "xml")
+    assert (
+        experiments.measure(Row("as it is", None), tmp_path, seed=3) == {"right": 7} and ran[2][1] == experiments.BASE
+    )
+
+
+def test_a_failing_command_ends_the_experiment(tmp_path: Path, monkeypatch, capsys):
+    """One line, exit status 2, and no table that looks complete."""
+    monkeypatch.setattr(experiments.subprocess, "run", lambda command: type("Done", (), {"returncode": 2}))
+    assert experiments.main(["loss-mask", "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: this command failed: python sft.py") and "|---" not in said.out
