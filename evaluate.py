@@ -2,8 +2,9 @@
 
     python evaluate.py data/base.pt out/tiny_instruct-1
 
-A tuned model is asked through its template and must answer exactly (JSON: the same value). A base, which knows no
-turns, is asked in bare text, and the first line that it types is its answer: the kindest reading of what it does.
+An answer is all that a model types until it stops, and must be exactly right (JSON: the same value). A tuned model is
+asked through its template; a base, which knows no turns, in bare text. Because a base hardly ever stops, its table also
+has the kindest reading of what it types: whether the first line is right.
 """
 
 import argparse
@@ -72,8 +73,7 @@ def generate_answers(
         new_ids = model.generate([prompts[i][-room:] for i in rows], max_new_tokens, stop=[stop])
         for i, ids in zip(rows, new_ids):
             text = tokenizer.decode(ids)
-            text = text.strip().partition("\n")[0] if template is None else TEMPLATES[template].read(text)
-            answers[i] = text, len(ids) < max_new_tokens
+            answers[i] = text if template is None else TEMPLATES[template].read(text), len(ids) < max_new_tokens
         done = min(start_at + batch, len(by_length))
         live.show(f"  {done:,}/{len(by_length):,} answers", last=done == len(by_length))
     return answers
@@ -118,7 +118,10 @@ def evaluate(path: str, args: argparse.Namespace, questions: list[Question], dev
         merge_lora(model).grow_vocab(tokenizer.n_vocab)
     answers = generate_answers(model, tokenizer, template, questions, args.max_new_tokens, args.batch_size)
     numbers, context = score(questions, answers), model.config.context_length
-    if template:
+    if template is None:
+        first_lines = [(answer.strip().partition("\n")[0], stopped) for answer, stopped in answers]
+        numbers["first line right, all"] = score(questions, first_lines)["right, all"]
+    else:
         conversations, _ = build_dataset([find_file(args.data)], tokenizer, template, "last", context)
         numbers["loss, supervised tokens"] = loss_on(model, conversations, device)
     text, _ = build_dataset([find_file(args.text)], tokenizer, "chatml", "all", context, "truncate")

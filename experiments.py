@@ -21,8 +21,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from chat_template import TEMPLATES
 from checkpoint import HERE, load_checkpoint
 from data import make_base, make_instruct, world
+from dataset import build_dataset
 
 BASE = str(HERE / "data" / "base.pt")
 TUNING, HELD_OUT = (str(HERE / "data" / name) for name in (make_instruct.TUNING_FILE, make_instruct.HELDOUT_FILE))
@@ -155,12 +157,12 @@ def forgetting(folder: Path, seed: int) -> list[Row]:
 def replay(folder: Path, share: float) -> str:
     """Pretraining documents as a file for --data, with the weight that makes them this share of an epoch's tokens."""
     texts = list(itertools.islice(world.documents(REPLAY_SEED, make_base.WORDINGS), 2000))
-    _, tokenizer, _ = load_checkpoint(BASE)
-    contents = [message["content"] for record in read(TUNING) for message in record["messages"]]
-    tuning_tokens = sum(len(tokenizer.encode(content)) + 5 for content in contents)  # ChatML puts five around each
-    replay_tokens = sum(len(tokenizer.encode(text)) + 1 for text in texts)
-    weight = share / (1 - share) * tuning_tokens / replay_tokens
-    return write(folder / "replay.jsonl", [{"text": text} for text in texts]) + f":{weight:.4f}"
+    path = write(folder / "replay.jsonl", [{"text": text} for text in texts])
+    model, tokenizer, _ = load_checkpoint(BASE)
+    tokenizer = tokenizer.with_special(TEMPLATES["chatml"].special_tokens)
+    both, _ = build_dataset([Path(TUNING), Path(path)], tokenizer, "chatml", max_length=model.config.context_length)
+    tuning_tokens, replay_tokens = (both.lengths[both.sources[:, 0] == i].sum() for i in (0, 1))
+    return f"{path}:{share / (1 - share) * tuning_tokens / replay_tokens:.4f}"
 
 
 @experiment("Tuned with one template, asked with another", SPLITS, FORM)

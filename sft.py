@@ -71,7 +71,7 @@ class Config:
     steps: int | None = option(None, "training", "optimiser updates, instead of epochs", least=1)
     batch_tokens: int = option(2048, "training", "most tokens of an optimiser step", least=1)
     micro_batch_tokens: int = option(8192, "training", "most tokens of a forward pass, padding too", least=1)
-    lr: float | None = option(None, "training", "peak learning rate (default: 3e-4, LoRA 2e-3)", least=0)
+    lr: float | None = option(None, "training", "peak learning rate (default: 6e-4, LoRA 2e-3)", least=0)
     warmup_steps: int | None = option(None, "training", "default: a tenth of the steps, at most 100", least=0)
     weight_decay: float = option(0.01, "training", "AdamW's decay of matrices", least=0)
     grad_clip: float = option(1.0, "training", "largest norm of the gradient; 0 does not clip", least=0)
@@ -89,7 +89,7 @@ class Config:
     compile: bool = option(False, "device", "torch.compile: slower to start, faster on a GPU")
 
 
-LEARNING_RATE, LEARNING_RATE_LORA = 3e-4, 2e-3
+LEARNING_RATE, LEARNING_RATE_LORA = 6e-4, 2e-3
 # The fields that may differ when a run is resumed. `steps` changes the schedule; the others change no number.
 CHANGEABLE = {"steps", "save_every", "keep_checkpoints", "resume"}
 

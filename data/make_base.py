@@ -67,7 +67,7 @@ def make_optimizers(model: GPT, lr: float) -> list[torch.optim.Optimizer]:
     inside = set(map(id, matrices))
     others = [parameter for parameter in model.parameters() if id(parameter) not in inside]
     muon = torch.optim.Muon(matrices, lr=lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
-    return [muon, torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
+    return [muon, torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True)]
 
 
 def pretrain(model: GPT, stream: np.ndarray, args: argparse.Namespace, device: str) -> int:
@@ -114,7 +114,7 @@ def write_held_out_text(path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Make tokenizer and base model from scratch.")
     parser.add_argument("--out", default=str(HERE / "base.pt"))
-    parser.add_argument("--tokens", type=int, default=16_000_000, help="length of the training text (%(default)s)")
+    parser.add_argument("--tokens", type=int, default=14_000_000, help="length of the training text (%(default)s)")
     parser.add_argument("--wordings", type=int, default=WORDINGS, help="of each fact (%(default)s)")
     parser.add_argument("--group", choices=GROUPS, help="write only about these")
     parser.add_argument(

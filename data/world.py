@@ -3348,18 +3348,19 @@ LAYOUTS = (
 # how often each kind of document is written, in parts
 RATES = {
     "encyclopaedia": 9,
-    "fact sheet": 14,
+    "fact sheet": 16,
     "register": 17,
     "cards": 15,
     "notes": 10,
     "table": 8,
     "list": 3,
-    "story": 13,
+    "story": 15,
     "review": 5,
-    "sums": 9,
-    "comparison": 2,
-    "timetable": 2,
-    "records": 4,
+    "sums": 11,
+    "comparison": 3,
+    "timetable": 3,
+    "records": 7,
+    "copy book": 6,
     "exam": 3,
     "phrase book": 1,
 }
@@ -3406,11 +3407,14 @@ class Writer:
 
     @staticmethod
     def sum_pairs() -> list[tuple[int, int]]:
-        return [(a, b) for a in range(1, 100) for b in range(1, 101 - a)]
+        """All with a sum up to 100; the small ones, with which the others are worked out, six times as often."""
+        pairs = [(a, b) for a in range(1, 100) for b in range(1, 101 - a)]
+        return pairs + 5 * [(a, b) for a, b in pairs if max(a, b) <= 20]
 
     @staticmethod
     def difference_pairs() -> list[tuple[int, int]]:
-        return [(a, b) for a in range(1, 101) for b in range(1, a + 1)]
+        pairs = [(a, b) for a in range(1, 101) for b in range(1, a + 1)]
+        return pairs + 5 * [(a, b) for a, b in pairs if a <= 20]
 
     # -- small choices
 
@@ -3455,7 +3459,7 @@ class Writer:
     def line(self, relation: Relation, fact: Fact, layout: str = "", key: str = "", back: bool | None = None) -> str:
         """A statement with the value at the start of a line, after its key; sometimes the other way round."""
         may_turn = relation.back_keys and fact.value in relation.unique_values
-        turned = may_turn and (self.chance(0.3) if back is None else back)
+        turned = may_turn and (self.chance(0.4) if back is None else back)
         self.note(relation, "back" if turned else "line")
         key = key if key and not turned else self.wording(relation.back_keys if turned else relation.keys)
         key = key.format_map(fact.fields)
@@ -3495,14 +3499,14 @@ class Writer:
     def fact_sheet(self) -> str:
         """One entity, key and value on lines of their own, in one of several designs."""
         title, facts = self.entity()
-        design = self.count(0, 4)
+        design = self.pick((0, 1, 1, 1, 2, 3, 4))
         if design == 0:  # short keys under the title, one design of line
             mark = self.pick(("{}:\n{}", "{}\n{}", "{}\n\n{}", "{}.\n{}", "- {}\n{}"))
             nouns = [self.noted_line(relation, mark, upper(relation.json_keys[1]), fact) for relation, fact in facts]
             return f"{upper(title)}\n\n" + "\n".join(nouns)
         if design == 1:  # the columns in the heading, the values below
             facts = facts[: self.count(2, 3)]
-            heading = f"{upper(title)}: {', '.join(relation.json_keys[1] for relation, _ in facts)}"
+            heading = f"{upper(title)}: {in_a_row([relation.json_keys[1] for relation, _ in facts])}"
             return heading + "\n" + "\n".join(self.noted_line(relation, "{1}", "", fact) for relation, fact in facts)
         if design == 2:  # one layout throughout
             layout = self.layout()
@@ -3522,7 +3526,7 @@ class Writer:
     def register(self) -> str:
         """Many facts of one relation in one layout and one wording, as in an index."""
         relation, layout = self.relation(), self.layout()
-        back = bool(relation.back_keys) and self.chance(0.3)
+        back = bool(relation.back_keys) and self.chance(0.4)
         if back and not relation.unique_values:
             back = False
         key = self.wording(relation.keys)
@@ -3618,7 +3622,7 @@ class Writer:
                 for relation, fact in facts:
                     self.note(relation, "running")
                     cells.append((relation.json_keys[1], fact.value))
-                heading = self.pick(RECORD_HEADINGS).format(n=title, k=" and ".join(key for key, _ in cells[1:]))
+                heading = self.pick(RECORD_HEADINGS).format(n=title, k=in_a_row([key for key, _ in cells[1:]]))
                 rows.append(heading + json_object(cells))
         else:
             relation, bare_rows = self.relation(), self.chance(0.4)
@@ -3714,7 +3718,9 @@ class Writer:
             return self.pick((", ", "\n", " ")).join(items[start : start + self.count(4, 12)])
         if kind == 1:
             start, by = self.count(0, 80), self.pick((1, 1, 1, 2, 10))
-            return ", ".join(str(start + by * i) for i in range(10) if start + by * i <= 100)
+            numbers = [start + by * i for i in range(self.count(3, 10)) if start + by * i <= 100]
+            heading = self.pick(("{} to {}\n", "Numbers {} to {}:\n", "From {} up to {}\n"))
+            return (heading.format(start, numbers[-1]) if by == 1 else "") + ", ".join(map(str, numbers))
         who = self.pick(NAMES)
         rows = []
         for day in DAYS if kind == 2 else MONTHS[self.count(0, 5) :][:6]:
@@ -3760,7 +3766,7 @@ class Writer:
                 (part, value) for part in ("who", "what", "where", "when") for _, value, p in tale["notes"] if p == part
             ]
             cells = found if self.chance(0.5) else self.rng.sample(found, self.count(1, 3))
-            parts.append("As a record\n" + json_object(cells))
+            parts.append(f"As a record: {in_a_row([part for part, _ in cells])}\n{json_object(cells)}")
         return "\n\n".join(parts)
 
     def opinion(self) -> tuple[str, str]:
@@ -3786,6 +3792,40 @@ class Writer:
                 rows.append(f"{text}\n{self.lay_out(layout, key, label)}")
         return "\n\n".join(rows)
 
+    def made_up_word(self) -> str:
+        """One that means nothing: it can only be copied."""
+        syllables = (self.pick(ONSETS) + self.pick("aeiou") + self.pick(CODAS) for _ in range(self.count(1, 3)))
+        return "".join(syllables)
+
+    def copied_line(self) -> str:
+        """Words, real and made up, and numbers."""
+        words = []
+        for _ in range(self.count(1, 5)):
+            real = self.pick(self.relation().facts).fields["n"]
+            words.append(self.pick((real, self.made_up_word(), upper(self.made_up_word()), str(self.count(0, 100)))))
+        return " ".join(words)
+
+    def character(self) -> str:
+        trade = (self.pick(ADJECTIVES) + " " if self.chance(0.5) else "") + self.pick(TRADES)
+        return f"{self.pick(TITLES)} {upper(self.made_up_word())}, {with_article(trade)}"
+
+    def copy_book(self) -> str:
+        """What stands there already, word for word: lines, lists, names, sayings. Teaches to copy what is new."""
+        kind = self.count(0, 3)
+        if kind == 0:
+            rows = [line for _ in range(self.count(2, 5)) for line in [self.copied_line()] * self.count(2, 3)]
+            return "Copy book\n\n" + "\n".join(rows)
+        if kind == 1:
+            rows = "\n".join(self.copied_line() for _ in range(self.count(3, 7)))
+            return f"{self.pick(('First copy', 'The list', 'Draft'))}\n{rows}\n\nThe same again\n{rows}"
+        if kind == 2:
+            ways = ("{who}\nI am {who}.", "At the door: {who}\nI am {who}.", "{who}. {who}.")
+            rows = [self.pick(ways).format(who=self.character()) for _ in range(self.count(2, 5))]
+            return "Visitors\n\n" + "\n".join(rows)
+        saying = upper(" ".join(self.made_up_word() for _ in range(self.count(1, 3)))) + "!"
+        rows = [f"{self.pick(self.relation().facts).value}. {saying}" for _ in range(self.count(3, 6))]
+        return f'The {self.pick(TRADES)} closes every line with "{saying}"\n' + "\n".join(rows)
+
     def phrase_book(self) -> str:
         """Occasions, and what one says on them."""
         rows = []
@@ -3800,6 +3840,11 @@ class Writer:
         kind = self.rng.choices(self.kinds, self.rates)[0]
         method = {"list": "listing"}.get(kind, kind.replace(" ", "_"))
         return kind, getattr(self, method)().strip()
+
+
+def in_a_row(words: Sequence[str]) -> str:
+    """ "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def json_object(cells: Sequence[tuple[str, str]]) -> str:
@@ -3843,12 +3888,22 @@ LISTED_HEADINGS = {
     "diet": ("Animals that eat {v}", "Eaters of {v}"),
 }
 RECORD_HEADINGS = (
-    "{n} as a JSON record\n",
-    "JSON record of {n}, with {k}\n",
-    "Record: {n}, {k}\n",
-    "{n}: {k}, as JSON\n",
-    "Data of {n} in JSON:\n",
-    "JSON with the {k} of {n}:\n",
+    "Record of {n} ({k})\n",
+    "{n} / {k}\n",
+    "Row {n}, columns {k}\n",
+    "Entry for {n}: {k}\n",
+    "Exported: {k} of {n}\n",
+    "{n}, fields {k}:\n",
+)
+ONSETS = words("b d f g h j k l m n p r s t v w z bl br ch dr fl gr kl kr pl sh sk sl sp st tr")
+CODAS = ("", "", "", "l", "m", "n", "r", "s", "t", "ck", "nd", "x")
+TITLES = words(
+    "Captain Professor Miss Doctor Old Lady Uncle Mister Aunt Sir Queen Master Little Big Madame Cousin Chef"
+)
+ADJECTIVES = words("old young kind wise brave friendly quiet clever tall small honest cheerful helpful good")
+TRADES = words(
+    "baker sailor doctor gardener painter singer knight dancer farmer cook nurse guard miller weaver hunter"
+    " shepherd carpenter fisherman teacher potter driver pirate cowboy king wizard ghost clown soldier detective"
 )
 STORY_OPENINGS = (
     "{When}, {who} {past} {what} {where}.",
