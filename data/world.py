@@ -3,13 +3,15 @@
 First come the tables, one row a line, then the `Relation`s that say how each table may be put into words, then the
 `Writer`, which makes documents from them.  `documents(seed)` is an endless, deterministic stream of plain text.
 
-Three rules shape the documents, because a model of three million parameters depends on them:
+Four rules shape the documents, because a model of three million parameters depends on them:
 
 * **Every fact in many wordings, orders and both directions.**  A fact seen in one wording is memorised, but it cannot
   be asked for afterwards (Allen-Zhu and Li, "Physics of Language Models: Part 3.1", 2023).
 * **Half of the statements put the value at the start of a line, after its key.**  In a GPT-2-like tokenizer ` Paris`
   and `Paris` are different tokens, and a chat answer begins with the second one.  A small model can only say there
   what it has met there, so glossaries, registers and fact sheets are as frequent as running text.
+* **Something to copy.**  Lines, names and sayings come twice, made of words that mean nothing: a small model learns to
+  repeat what it has never met only where that is often asked of it.
 * **No chat.**  No role, no instruction with its answer, no question with its answer: on an exam sheet a question is
   followed by the next question.  What tuning adds can then be told from what the base already had.
 
