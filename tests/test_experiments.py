@@ -74,7 +74,7 @@ def test_unknown_examples_are_all_that_differs(tmp_path: Path):
 
 @pytest.mark.parametrize("percent", [5, 20])
 def test_replay_is_the_stated_share_of_the_tokens(percent: int, tmp_path: Path, capsys):
-    """As sft.py itself counts it, held-out conversations aside; the documents are not those that evaluate.py measures on.
+    """As sft.py itself counts it, held-out ones aside; the documents are not those that evaluate.py measures on.
 
     (Some have so few words, "Friday Saturday Sunday", that any two streams share them.)
     """
