@@ -159,21 +159,30 @@ def load_lora(model: nn.Module, path: str | Path) -> nn.Module:
             saved = torch.load(file, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError, OSError) as error:
             raise ValueError(f"{path} holds no LoRA adapter ({type(error).__name__})") from None
-    return attach_adapter(model, saved, str(path))
+    try:
+        return attach_adapter(model, saved, str(path))
+    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{path} holds no LoRA adapter ({type(error).__name__})") from error
 
 
 def attach_adapter(model: nn.Module, saved: dict, origin: str) -> nn.Module:
+    """Put the adapter in `saved` (see `adapter_state`) on its base. Raises ValueError where it does not belong there;
+    and does so before a rank or an id that only a hostile file can hold has taken memory."""
     if not isinstance(saved, dict) or "adapter" not in saved:
         raise ValueError(f"{origin} holds no LoRA adapter")
-    arguments = dict(saved["lora"])
+    arguments, adapter = dict(saved["lora"]), saved["adapter"]
     if arguments.pop("fingerprint") != fingerprint(model):
         raise ValueError(f"{origin} was trained on another base model than this one")
+    ranks = {len(tensor) for name, tensor in adapter.items() if name.endswith("lora_a")}
+    token_ids = arguments["token_ids"]
+    if ranks != {arguments["rank"]} or max(token_ids, default=0) >= model.config.n_vocab + len(token_ids):
+        raise ValueError(f"{origin} does not fit its own configuration: rank {ranks}, {len(token_ids)} tokens")
     add_lora(model, **arguments)
-    missing_or_unknown = lora_state_dict(model).keys() ^ saved["adapter"].keys()
+    missing_or_unknown = lora_state_dict(model).keys() ^ adapter.keys()
     if missing_or_unknown:
         raise ValueError(f"{origin} does not fit its own configuration: {sorted(missing_or_unknown)[0]}")
-    model.to(next(iter(saved["adapter"].values())).dtype)  # float64, if it was trained so
-    model.load_state_dict(saved["adapter"], strict=False)  # strict over the adapter: checked just above
+    model.to(next(iter(adapter.values())).dtype)  # float64, if it was trained so
+    model.load_state_dict(adapter, strict=False)  # strict over the adapter: checked just above
     return model
 
 

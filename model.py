@@ -31,7 +31,7 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         self.n_vocab = self.n_vocab or self.vocab_size
-        if self.n_embd % self.n_head or not 0 < self.n_vocab <= self.vocab_size:
+        if self.n_head < 1 or self.n_embd % self.n_head or not 0 < self.n_vocab <= self.vocab_size:
             raise ValueError(f"n_embd must be a multiple of n_head, and n_vocab at most vocab_size: {self}")
 
 

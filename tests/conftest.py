@@ -14,6 +14,10 @@ from tokenizer import END_OF_TEXT, Tokenizer
 CONFIG = GPTConfig(vocab_size=257, context_length=256, n_layer=2, n_head=4, n_embd=32)
 
 
+def pytest_addoption(parser) -> None:
+    parser.addoption("--full", action="store_true", help="tests/faults: all faults, not the share that CI takes")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """These matrices are far too small to share; on a busy machine, waiting for a second thread costs seconds."""

@@ -56,14 +56,14 @@ def test_a_save_that_is_cut_off_leaves_the_earlier_file(tmp_path: Path, monkeypa
 
         def cut_off(*arguments, name=name):
             if name == "save":
-                Path(arguments[1]).write_bytes(b"half a ")
+                arguments[1].write(b"half a ")
             raise OSError("cut off in " + name)
 
         with monkeypatch.context() as patch:
             patch.setattr(module, name, cut_off)
             with pytest.raises(OSError, match=name):
                 save_checkpoint(path, {"step": 3})
-        assert sorted(file.name for file in folder.glob("*.pt")) == ["checkpoint-0000001.pt", path.name]
+        assert sorted(file.name for file in folder.iterdir()) == ["checkpoint-0000001.pt", path.name]
         assert is_whole(path) and torch.equal(read_checkpoint(folder)["model"]["w"], earlier["model"]["w"])
 
         def noted(*arguments, name=name, genuine=genuine):
@@ -95,7 +95,7 @@ def test_a_pickled_object_is_refused_and_not_executed(tmp_path: Path):
     save_checkpoint(path, {"model": {}, "tokenizer": Bomb(crater)})
     old_format = tmp_path / "old.pt"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "save", lambda content, to: Path(to).write_bytes(pickle.dumps(content, protocol=2)))
+        patch.setattr(torch, "save", lambda content, to: to.write(pickle.dumps(content, protocol=2)))
         save_checkpoint(old_format, {"tokenizer": Bomb(crater)})
     for file in (path, old_format):
         assert is_whole(file)

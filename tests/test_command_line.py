@@ -17,9 +17,10 @@ import torch
 from conftest import conversation, make_base, write_jsonl
 
 import chat
+import samples
 import sft
-from chat_template import TEMPLATES, Message
-from checkpoint import checkpoints_in, read_checkpoint, save_checkpoint
+from chat_template import TEMPLATES, Message, one_line, printable
+from checkpoint import checkpoints_in, open_folder, read_checkpoint, save_checkpoint
 
 ROOT = Path(sft.__file__).resolve().parent
 
@@ -175,16 +176,16 @@ def test_base_and_tuned_model_answer_the_same_held_out_prompts(finished, place):
         text = f"\x1b[2Jq{wanted.removeprefix('a')}"
         assert asked == text.replace("\x1b", "\\x1b")
         [new_ids] = base.generate([[256, *text.encode()]], 40, stop=[256])
-        assert continuation == sft.one_line(base_tokenizer.decode(new_ids))
-        assert answer == sft.one_line(sft.answer(model, tokenizer, [Message("user", text)], "chatml"))
+        assert continuation == one_line(base_tokenizer.decode(new_ids))
+        assert answer == one_line(samples.answer(model, tokenizer, [Message("user", text)], "chatml"))
 
 
 def test_a_run_ends_with_the_next_command(finished, place):
     """As it can be pasted, with a space in the folder's name; chat.py then prints the answer alone."""
     ended = finish(start("chat.py", "my run", "--prompt", "q07", folder=place), place)
     model, tokenizer, _ = sft.load_checkpoint(finished.folder)
-    answer = sft.answer(model, tokenizer, [Message("user", "q07")], "chatml", 128)
-    assert (ended.status, ended.out, ended.err) == (0, sft.printable(answer, keep="\n\t") + "\n", "")
+    answer = samples.answer(model, tokenizer, [Message("user", "q07")], "chatml", 128)
+    assert (ended.status, ended.out, ended.err) == (0, printable(answer, keep="\n\t") + "\n", "")
     assert shlex.split(finished.out.splitlines()[-1]) == ["next", "python", "chat.py", "my run"]
 
 
@@ -414,7 +415,7 @@ def test_the_second_process_is_not_refused_the_folder_of_the_first(tmp_path, mon
     """Claim 10: the first may have begun to write there before the second looks."""
     monkeypatch.setenv("RANK", "1")
     (tmp_path / "log.csv").write_text("step\n")
-    assert sft.open_folder(sft.Config(out=str(tmp_path))) == tmp_path
+    assert open_folder(str(tmp_path), "name", overwrite=False, init="base.pt") == tmp_path
 
 
 # Bad input

@@ -1,0 +1,133 @@
+"""Forks a run of sft.py for each request that it reads, and lets something happen to it.
+
+A fork needs no second for imports, and is a process like any other: it gets real signals and has files of its own.
+This process never trains, so that no run inherits more than modules. A request and its answer are a JSON object on a
+line: {"argv", "cwd", "fault"} -> {"status", "lines", "out", "err"}, where "status" is the exit status, or minus the
+signal that ended the process, and "lines" how many lines the fault has counted. Faults:
+
+    {}                                     counts all lines
+    {"signal": 9, "line": 500}             at the 500th line of our sources (or of torch's saving) that is executed
+    {"signal": 9, "line": 50, "in": "save"}    the same, of lines that save
+    {"signal": 9, "seconds": 0.3}          after that time
+    {"signal": 9, "unfinished": 0.001}     that time after a file *.tmp has appeared, while it is being written
+    {"bytes": 5000, "save": 2}             from the second save on, no file grows above this size
+    {"bytes": 5, "row": 2}                 of the second row of the log, only 5 bytes can be written
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import chat  # noqa: E402, F401 (imports all the rest)
+import checkpoint  # noqa: E402
+import sft  # noqa: E402
+
+OURS = {str(path) for path in ROOT.glob("*.py")}
+SAVING = {"save", "save_checkpoint", "sync_folder", "prune", "write", "sync", "_save"}
+
+
+class Lines:
+    """Counts executed lines, and does something at one of them."""
+
+    def __init__(self, at: int | None = None, only_saving: bool = False, action=None):
+        self.count, self.at, self.only_saving, self.action = 0, at, only_saving, action
+        sys.settrace(self.enter)
+
+    def enter(self, frame, event: str, _):
+        code = frame.f_code
+        ours = code.co_filename in OURS or (
+            code.co_filename == torch.serialization.__file__ and code.co_name == "_save"
+        )
+        if ours and (not self.only_saving or code.co_name in SAVING):
+            return self.line
+
+    def line(self, frame, event: str, _):
+        self.count += 1
+        if self.count == self.at:
+            self.action()
+        return self.line
+
+
+def limit_files(owner: object, name: str, at_call: int, size) -> None:
+    """From this call of a function on, no file of this process can grow above `size()` bytes."""
+    genuine, calls = getattr(owner, name), itertools.count(1)
+
+    def limited(*arguments):
+        if next(calls) == at_call:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size(), resource.RLIM_INFINITY))
+        return genuine(*arguments)
+
+    setattr(owner, name, limited)
+
+
+def run(request: dict) -> None:
+    """In the fork: never returns."""
+    os.chdir(request["cwd"])
+    for number, name in ((1, "out.txt"), (2, "err.txt")):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+    fault, lines, status = request["fault"], None, 1
+    if "save" in fault:
+        limit_files(sft, "save_checkpoint", fault["save"], lambda: fault["bytes"])
+    elif "row" in fault:
+        limit_files(sft.LogFile, "write", fault["row"], lambda: os.path.getsize("run/log.csv") + fault["bytes"])
+    else:
+        lines = Lines(fault.get("line"), fault.get("in") == "save", lambda: os.kill(os.getpid(), fault["signal"]))
+    try:
+        status = sft.main(request["argv"])
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    sys.settrace(None)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    Path("lines.txt").write_text(str(lines.count if lines else 0))
+    sys.stdout.flush()
+    os._exit(status)
+
+
+def strike(process: int, request: dict) -> None:
+    """From outside, at a time that nobody can know beforehand."""
+    fault, cwd = request["fault"], Path(request["cwd"])
+    if "seconds" in fault:
+        time.sleep(fault["seconds"])
+    elif "unfinished" in fault:
+        before = {path.name for path in cwd.glob("run/*.tmp")}
+        while not {path.name for path in cwd.glob("run/checkpoint-*.tmp")} - before:
+            if os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                return
+        time.sleep(fault["unfinished"])
+    else:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, fault["signal"])
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    assert checkpoint.save_checkpoint is sft.save_checkpoint
+    for line in sys.stdin:
+        request = json.loads(line)
+        cwd = Path(request["cwd"])
+        (cwd / "lines.txt").unlink(missing_ok=True)
+        process = os.fork()
+        if not process:
+            run(request)
+        strike(process, request)
+        _, status = os.waitpid(process, 0)
+        lines = int((cwd / "lines.txt").read_text()) if (cwd / "lines.txt").exists() else None
+        answer = {"status": os.waitstatus_to_exitcode(status), "lines": lines}
+        answer |= {name: (cwd / f"{name}.txt").read_text() for name in ("out", "err")}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
