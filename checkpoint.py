@@ -246,11 +246,11 @@ def build_model(sizes: dict, weights: dict[str, torch.Tensor], dropout: float) -
     taken for what a hostile file asks for."""
     config = GPTConfig(**{**sizes, "dropout": dropout})
     if not all(type(size) is int for name, size in asdict(config).items() if name != "dropout"):
-        raise TypeError("the sizes of the model are no numbers")
-    if config.n_layer > len(weights):
-        raise TypeError(f"{config.n_layer} layers, but {len(weights)} tensors")
-    with torch.device("meta"):
-        model = GPT(config)
-    model.load_state_dict(weights, strict=True, assign=True)
+        raise TypeError("the sizes of the model are no whole numbers")
+    n_parameters = sum(tensor.numel() for tensor in weights.values())
+    if n_parameters != config.n_parameters:
+        raise TypeError(f"{n_parameters:,} weights for a model of {config.n_parameters:,}")
+    model = GPT(config)
     is_double = any(tensor.dtype == torch.float64 for tensor in weights.values())
-    return model.to(torch.float64 if is_double else torch.float32).requires_grad_(True)
+    model.to(torch.float64 if is_double else torch.float32).load_state_dict(weights, strict=True)
+    return model

@@ -34,6 +34,12 @@ class GPTConfig:
         if self.n_head < 1 or self.n_embd % self.n_head or not 0 < self.n_vocab <= self.vocab_size:
             raise ValueError(f"n_embd must be a multiple of n_head, and n_vocab at most vocab_size: {self}")
 
+    @property
+    def n_parameters(self) -> int:
+        """Of a block, 12 C^2 weights in its four matrices, and 13 C in biases and norms."""
+        blocks = self.n_layer * (12 * self.n_embd**2 + 13 * self.n_embd)
+        return (self.vocab_size + self.context_length + 2) * self.n_embd + blocks
+
 
 class KVCache:
     """The keys and values of every position so far, so that a new token costs one position instead of all."""

@@ -363,7 +363,8 @@ def save(run: Run, optimizer: torch.optim.Optimizer, step: int) -> None:
     stop = [run.tokenizer.special(TEMPLATES[run.config.template].stop)]
     content = {"step": step, "config": asdict(run.model.config), **weights, "optimizer": optimizer.state_dict()}
     content |= {"tokenizer": run.tokenizer.state(), "template": run.config.template, "stop": stop}
-    content |= {"args": asdict(run.config) | {"resume": None}, "base": run.base, "data_digest": run.data.digest}
+    arguments = asdict(dataclasses.replace(run.config, resume=None, overwrite=False))  # of the run, not of this command
+    content |= {"args": arguments, "base": run.base, "data_digest": run.data.digest}
     content = gather(content | {"circumstances": run.circumstances()})
     if rank() == 0:
         path = run.folder / f"checkpoint-{step:07d}.pt"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,20 @@ CONFIG = GPTConfig(vocab_size=257, context_length=256, n_layer=2, n_head=4, n_em
 
 def pytest_addoption(parser) -> None:
     parser.addoption("--full", action="store_true", help="tests/faults: all faults, not the share that CI takes")
+
+
+FAULTS: Counter[str] = Counter()
+
+
+@pytest.fixture(scope="session")
+def counts() -> Counter[str]:
+    """What tests/faults did to runs, records and files, shown at the end."""
+    return FAULTS
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    if FAULTS:
+        terminalreporter.write_line("faults: " + ", ".join(f"{n:,} {name}" for name, n in FAULTS.items()))
 
 
 @pytest.fixture(scope="session", autouse=True)
