@@ -10,7 +10,6 @@ import csv
 import hashlib
 import itertools
 import os
-import pickle
 import sys
 import zipfile
 from dataclasses import asdict
@@ -18,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from chat_template import TEMPLATES, one_line
-from distributed import rank
-from lora import attach_adapter, merge_lora
+from chat_template import TEMPLATES, one_line, printable
+from distributed import rank, shard_like
+from lora import attach_adapter, check_tensors, merge_lora
 from model import GPT, GPTConfig
 from tokenizer import Tokenizer
 
@@ -182,7 +181,8 @@ def read_checkpoint(path: str | Path) -> dict:
         if is_whole(file):
             break
         if path.is_dir():
-            print(f"{file}: damaged (its checksum does not match), trying the one before", file=sys.stderr)
+            damaged = printable(str(file))
+            print(f"{damaged}: damaged (its checksum does not match), trying the one before", file=sys.stderr)
     else:
         raise ValueError(f"{path}: no whole checkpoint here; give a checkpoint, or the folder of a run of sft.py")
     try:
@@ -191,7 +191,9 @@ def read_checkpoint(path: str | Path) -> dict:
                 raise RuntimeError("compressed: a small file may be meant to fill the memory")
         content = torch.load(file, map_location="cpu", weights_only=True)
         return {**content, "file": str(file)}
-    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, TypeError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # of any kind: the file may hold any broken pickle
         raise ValueError(f"{file}: not a checkpoint of sft.py ({type(error).__name__})") from None
 
 
@@ -211,7 +213,6 @@ def restore(saved: dict, dropout: float = 0.0, depth: int = 0) -> tuple[GPT, Tok
     """Model, tokenizer and the rest from a checkpoint's content. A LoRA run's model is put together from its base and
     its adapter. Raises ValueError where something is missing, or the base is not the one that was trained on."""
     try:
-        check_tensors(saved.get("adapter", saved.get("model")))
         if "adapter" in saved:
             if depth == DEEPEST_BASE:
                 raise ValueError(f"more than {DEEPEST_BASE} adapters stand on one another")
@@ -233,20 +234,13 @@ def restore(saved: dict, dropout: float = 0.0, depth: int = 0) -> tuple[GPT, Tok
     return model, tokenizer, meta
 
 
-def check_tensors(tensors: dict[str, torch.Tensor]) -> None:
-    """Raises TypeError for what is no tensor of numbers, or is larger in memory than in its file."""
-    for name, tensor in tensors.items():
-        is_tensor = isinstance(tensor, torch.Tensor) and tensor.is_floating_point()
-        if not (is_tensor and tensor.is_contiguous() and tensor.device.type == "cpu"):
-            raise TypeError(f"{name} is no plain tensor")
-
-
 def build_model(sizes: dict, weights: dict[str, torch.Tensor], dropout: float) -> GPT:
     """A model with these weights. Raises TypeError or RuntimeError where they do not fit the sizes, before memory is
     taken for what a hostile file asks for."""
     config = GPTConfig(**{**sizes, "dropout": dropout})
     if not all(type(size) is int for name, size in asdict(config).items() if name != "dropout"):
         raise TypeError("the sizes of the model are no whole numbers")
+    check_tensors(weights)
     n_parameters = sum(tensor.numel() for tensor in weights.values())
     if n_parameters != config.n_parameters:
         raise TypeError(f"{n_parameters:,} weights for a model of {config.n_parameters:,}")
@@ -254,3 +248,25 @@ def build_model(sizes: dict, weights: dict[str, torch.Tensor], dropout: float) -
     is_double = any(tensor.dtype == torch.float64 for tensor in weights.values())
     model.to(torch.float64 if is_double else torch.float32).load_state_dict(weights, strict=True)
     return model
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
+    """Go on with a saved state: whole tensors, which are sharded here if their parameters are. Learning rate, decay and
+    the like stay those of the configuration.
+
+    Raises ValueError where it is not a state of these parameters.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    try:
+        state = saved["state"]
+        if sorted(state) != list(range(len(parameters))) or len(set(map(frozenset, state.values()))) > 1:
+            raise TypeError("it is of other parameters")
+        for i, values in state.items():
+            check_tensors(values)
+            if any(value.dim() and value.shape != parameters[i].shape for value in values.values()):
+                raise TypeError(f"parameter {i} has another shape")
+            state[i] = {name: shard_like(value, parameters[i]) for name, value in values.items()}
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"the optimiser's state does not fit this model ({one_line(str(error))})") from None

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from chat_template import printable
 from model import GPT
 
 BUCKET = 2**23  # numbers in a message: 32 MB of float32
@@ -65,12 +66,13 @@ def leave_together() -> None:
 # One process speaks
 
 
-def log(text: str, end: str = "\n") -> None:
-    """Print, as process 0. Where nobody reads (a closed terminal or pipe), the run is asked to save and stop."""
+def log(text: str, start: str = "", end: str = "\n") -> None:
+    """Print, as process 0, and nothing that drives the terminal: a file's name may hold anything. Where nobody reads (a
+    closed terminal or pipe), the run is asked to save and stop."""
     if rank() != 0:
         return
     try:
-        print(text, end=end, flush=True)
+        print(start + printable(text, keep="\n"), end=end, flush=True)
     except OSError:
         sys.stdout = open(os.devnull, "w")
         signal.raise_signal(signal.SIGTERM)
@@ -86,7 +88,7 @@ class LiveLine:
 
     def show(self, text: str, last: bool = False) -> None:
         if sys.stdout.isatty():
-            log(f"\r\x1b[K{text}", end="\n" if last else "")
+            log(text, start="\r\x1b[K", end="\n" if last else "")
         elif last or time.monotonic() - self.printed_at >= self.SECONDS_BETWEEN_LINES:
             self.printed_at = time.monotonic()
             log(text)
@@ -180,26 +182,8 @@ def gather(value: object) -> object:
     return value
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Continue with a saved state: whole tensors, which are sharded here as their parameters are.
-
-    Raises ValueError where it is not a state of these parameters.
-    """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    try:
-        for i, values in state["state"].items():
-            if any(value.dim() and value.shape != parameters[i].shape for value in values.values()):
-                raise ValueError(f"parameter {i} has another shape")
-        shards = {
-            i: {name: shard_like(value, parameters[i]) for name, value in values.items()}
-            for i, values in state["state"].items()
-        }
-        optimizer.load_state_dict({**state, "state": shards})
-    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"the optimiser's state is not one of this model ({type(error).__name__}: {error})") from None
-
-
 def shard_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """This process's part of a whole tensor, if the parameter that it belongs to is sharded."""
     if not is_sharded(parameter) or not tensor.dim():
         return tensor
     from torch.distributed.tensor import distribute_tensor

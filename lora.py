@@ -10,7 +10,6 @@ are trained too, as a difference that starts at zero, on the way in and on the w
 
 import hashlib
 import math
-import pickle
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -157,7 +156,7 @@ def load_lora(model: nn.Module, path: str | Path) -> nn.Module:
     with open(path, "rb") as file:
         try:
             saved = torch.load(file, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError, OSError) as error:
+        except Exception as error:  # of any kind: the file may hold any broken pickle
             raise ValueError(f"{path} holds no LoRA adapter ({type(error).__name__})") from None
     try:
         return attach_adapter(model, saved, str(path))
@@ -170,20 +169,32 @@ def attach_adapter(model: nn.Module, saved: dict, origin: str) -> nn.Module:
     and does so before a rank or an id that only a hostile file can hold has taken memory."""
     if not isinstance(saved, dict) or "adapter" not in saved:
         raise ValueError(f"{origin} holds no LoRA adapter")
-    arguments, adapter = dict(saved["lora"]), saved["adapter"]
+    arguments, adapter = {**saved["lora"]}, saved["adapter"]
+    check_tensors(adapter)
     if arguments.pop("fingerprint") != fingerprint(model):
         raise ValueError(f"{origin} was trained on another base model than this one")
     ranks = {len(tensor) for name, tensor in adapter.items() if name.endswith("lora_a")}
     token_ids = arguments["token_ids"]
     if ranks != {arguments["rank"]} or max(token_ids, default=0) >= model.config.n_vocab + len(token_ids):
         raise ValueError(f"{origin} does not fit its own configuration: rank {ranks}, {len(token_ids)} tokens")
-    add_lora(model, **arguments)
+    try:
+        add_lora(model, **arguments)
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}") from None
     missing_or_unknown = lora_state_dict(model).keys() ^ adapter.keys()
     if missing_or_unknown:
         raise ValueError(f"{origin} does not fit its own configuration: {sorted(missing_or_unknown)[0]}")
     model.to(next(iter(adapter.values())).dtype)  # float64, if it was trained so
     model.load_state_dict(adapter, strict=False)  # strict over the adapter: checked just above
     return model
+
+
+def check_tensors(tensors: dict[str, Tensor]) -> None:
+    """Raises TypeError for what is no tensor of numbers, or is larger in memory than in its file."""
+    for name, tensor in tensors.items():
+        is_tensor = isinstance(tensor, Tensor) and tensor.is_floating_point()
+        if not (is_tensor and tensor.is_contiguous() and tensor.device.type == "cpu"):
+            raise TypeError(f"{name} is no plain tensor")
 
 
 def fingerprint(model: nn.Module) -> str:
