@@ -167,12 +167,16 @@ class Rendering:
 
     def add_markup(self, markup: str, supervised: bool) -> None:
         """A template's own text, in which the template's special tokens are meant."""
-        names = "|".join(re.escape(name) for name in self.special_tokens)
-        for part in re.split(f"({names})", markup):
-            if part in self.special_tokens:
-                self.add([self.tokenizer.special(part)], supervised)
-            elif part:
-                self.add_content(part, supervised)
+        self.add(markup_ids(markup, self.special_tokens, self.tokenizer), supervised)
+
+
+@functools.lru_cache(maxsize=256)  # of a million conversations all have the same few headers
+def markup_ids(markup: str, special_tokens: tuple[str, ...], tokenizer) -> tuple[int, ...]:
+    names = "|".join(re.escape(name) for name in special_tokens)
+    ids: list[int] = []
+    for part in re.split(f"({names})", markup):
+        ids += [tokenizer.special(part)] if part in special_tokens else tokenizer.encode(part)
+    return tuple(ids)
 
 
 def render(

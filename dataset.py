@@ -23,7 +23,7 @@ from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
@@ -266,7 +266,7 @@ def cached_dataset(
                 columns = {name: stack.enter_context(open(temporary / name, "wb")) for name in COLUMNS}
                 counts = render_files(paths, renderer, columns, map_in_processes, show)
             dataset = map_columns(temporary)
-            about = {"digest": dataset.digest, "counts": [asdict(count) for count in counts]}
+            about = {"digest": dataset.digest, "counts": [vars(count) for count in counts]}
             (temporary / "about.json").write_text(json.dumps(about), encoding="utf-8")
             temporary.rename(folder)
         finally:
