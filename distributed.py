@@ -56,6 +56,18 @@ def first_process_first() -> Iterator[None]:
         dist.barrier()
 
 
+@contextlib.contextmanager
+def in_touch() -> Iterator[None]:
+    """Raises ConnectionError where another process has ended: each of them then ends, and at once."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            message = "another process of this run has ended; its own message says why"
+            raise ConnectionError(f"{message} ({type(error).__name__} in process {rank()})") from error
+        raise
+
+
 def leave_together() -> None:
     """A process that is gone would break the others' connections."""
     if world_size() > 1:

@@ -46,8 +46,8 @@ class KVCache:
 
     def __init__(self, config: GPTConfig, batch_size: int, capacity: int, like: Tensor):
         head_size = config.n_embd // config.n_head
-        # (layer, key or value, B, H, capacity, D)
-        self.kv = like.new_zeros(config.n_layer, 2, batch_size, config.n_head, capacity, head_size)
+        shape = config.n_layer, 2, batch_size, config.n_head, capacity, head_size  # 2: keys and values
+        self.kv = torch.zeros(shape, dtype=like.dtype, device=like.device)  # not new_zeros: `like` may be a shard
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=like.device)  # (B,) tokens in the cache
 
     def positions(self, n_new: int) -> Tensor:

@@ -52,6 +52,7 @@ from distributed import (
     connect,
     first_process_first,
     gather,
+    in_touch,
     leave_together,
     log,
     rank,
@@ -493,18 +494,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = None
     with StopSignals() as stop:
         try:
-            connect(config.device)
-            with first_process_first():
-                run, saved = prepare(config, given)
-            optimizer = make_optimizer(run, saved)
+            with in_touch():
+                connect(config.device)
+                with first_process_first():
+                    run, saved = prepare(config, given)
+                optimizer = make_optimizer(run, saved)
         except (ValueError, OSError) as error:
             return fail(error)
         except KeyboardInterrupt as interrupt:
             log("\ninterrupted before the first step: there is nothing to save")
             return 128 + signal_of(interrupt)
         try:
-            status = train(run, optimizer, saved, stop)
-            leave_together()
+            with in_touch():
+                status = train(run, optimizer, saved, stop)
+                leave_together()
             return status
         except (FloatingPointError, OSError) as error:  # an OSError in the loop is a full disk, or the like
             kept = next(map(str, checkpoints_in(run.folder)), "none was written yet")

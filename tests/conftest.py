@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +21,32 @@ CONFIG = GPTConfig(vocab_size=257, context_length=256, n_layer=2, n_head=4, n_em
 
 def pytest_addoption(parser) -> None:
     parser.addoption("--full", action="store_true", help="tests/faults: all faults, not the share that CI takes")
+
+
+class Zygote:
+    """Runs of sft.py that something happens to, each in a process of its own; see faults/zygote.py."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, str(Path(__file__).parent / "faults/zygote.py")]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(command, env=environment, text=True, **pipes)
+
+    def run(self, folder: Path, arguments: str, fault: dict | None = None, processes: int = 1) -> list[dict]:
+        """The end of each process: "status", "out", "err"; and the "lines" that the fault has counted."""
+        folder.mkdir(exist_ok=True)
+        request = {"argv": arguments.split(), "cwd": str(folder), "fault": fault or {}, "processes": processes}
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    zygote = Zygote()
+    yield zygote
+    zygote.process.stdin.close()
+    zygote.process.wait()
 
 
 FAULTS: Counter[str] = Counter()

@@ -67,7 +67,13 @@ def test_processes_and_disk_change_nothing(files, tokenizer, tmp_path: Path):
 def test_what_is_found_is_not_tokenised_again(files, tokenizer, tmp_path: Path, here):
     """But whatever the tokens depend on makes another entry: contents, their order, tokenizer, template, limits."""
     cache = tmp_path / "cache"
-    variants = [dict(), dict(template="alpaca", max_length=170), dict(max_length=60), dict(overlong="truncate"), dict(train_on="all")]
+    variants = [
+        dict(),
+        dict(template="alpaca", max_length=170),
+        dict(max_length=60),
+        dict(overlong="truncate"),
+        dict(train_on="all"),
+    ]
     for number, settings in enumerate(variants, 1):
         for _ in range(2):
             assert_same(build(files, tokenizer, cache, **settings), build(files, tokenizer, None, **settings))

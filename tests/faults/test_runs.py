@@ -5,19 +5,16 @@ Claims 19, 20, 22. The moments are drawn from a seed. `--full` takes many more o
 
 import csv
 import hashlib
-import json
 import random
 import shutil
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import conversation, make_base, write_jsonl
+from conftest import Zygote, conversation, make_base, write_jsonl
 
 from checkpoint import checkpoints_in, is_whole, read_checkpoint
 
@@ -32,16 +29,14 @@ SAVE_EVERY = 2
 
 
 class Place:
-    """A folder with data, a base, the runs that nothing happened to, and a zygote."""
+    """A folder with data, a base, and the runs that nothing happened to."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, zygote: Zygote):
+        self.folder, self.zygote = folder, zygote
         make_base(folder / "base.pt", n_layer=1, n_embd=16, context_length=64)
         write_jsonl(folder / "a.jsonl", [conversation(f"{i}" * (i % 5 + 1), "a" * (i % 7)) for i in range(40)])
         write_jsonl(folder / "b.jsonl", [conversation(f"b{i}", "yes", "and?", "no" * (i % 3)) for i in range(30)])
         write_jsonl(folder / "replay.jsonl", [{"text": f"document {i} " + "x" * (i % 20)} for i in range(20)])
-        command = [sys.executable, str(Path(__file__).parent / "zygote.py")]
-        self.zygote = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.whole, self.lines = {}, {}
         for kind in RUNS:
             ended = self.run(kind, "whole " + kind, RUNS[kind], {})
@@ -52,11 +47,8 @@ class Place:
             assert contents(folder / f"whole {kind}/run") == self.whole[kind]
 
     def run(self, kind: str, name: str, arguments: str, fault: dict) -> dict:
-        (self.folder / name).mkdir(exist_ok=True)
-        request = {"argv": arguments.split(), "cwd": str(self.folder / name), "fault": fault}
-        self.zygote.stdin.write(json.dumps(request) + "\n")
-        self.zygote.stdin.flush()
-        return json.loads(self.zygote.stdout.readline())
+        [ended] = self.zygote.run(self.folder / name, arguments, fault)
+        return ended
 
     def go_on(self, kind: str, name: str, fault: dict) -> dict:
         """As a user would: resume; or start again, where nothing was saved."""
@@ -118,11 +110,8 @@ def spelled_out(value: object) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Iterator[Place]:
-    place = Place(tmp_path_factory.mktemp("runs"))
-    yield place
-    place.zygote.stdin.close()
-    place.zygote.wait()
+def place(tmp_path_factory, zygote) -> Place:
+    return Place(tmp_path_factory.mktemp("runs"), zygote)
 
 
 def moments(place: Place, kind: str, draw: random.Random, number: int, signal_number: int) -> Iterator[dict]:
