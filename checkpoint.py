@@ -7,11 +7,13 @@ to), "tokenizer", "template" and "stop" ids, the run's "args", its "step" and "o
 
 import contextlib
 import csv
+import errno
 import hashlib
 import itertools
 import os
 import sys
 import zipfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -125,20 +127,53 @@ def open_folder(out: str | None, name: str, overwrite: bool, init: str) -> Path:
     """Make a new numbered folder out/NAME-N, or `out`, which must hold no run unless it is to be overwritten. Process 0
     does it for all.
 
-    Raises ValueError where it holds one, or the checkpoint `init` that the new run starts from.
+    Raises ValueError where it holds one, or the checkpoint `init` that the new run starts from; OSError where another
+    process is at work in it.
     """
     if rank() != 0:
         return Path(out or "out")
-    folder = Path(out or next(f"out/{name}-{n}" for n in itertools.count(1) if not Path(f"out/{name}-{n}").exists()))
+    folder = Path(out) if out else make_numbered_folder(f"out/{name}")
     earlier = [path for pattern in ("checkpoint-*", "log.*", "loss.png") for path in folder.glob(pattern)]
     if earlier and not overwrite:
         raise ValueError(f"{folder} holds a run: --resume {folder} goes on with it, --overwrite replaces it")
     if earlier and find_file(init).resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"--overwrite would remove {init}, which this run starts from; choose another --out")
-    for path in earlier:
-        path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
+    with lock(folder):
+        for path in earlier:
+            path.unlink()
     return folder
+
+
+def make_numbered_folder(stem: str) -> Path:
+    """stem-1, or the next number that is free; runs that start together get one each."""
+    for n in itertools.count(1):
+        with contextlib.suppress(FileExistsError):
+            Path(f"{stem}-{n}").mkdir(parents=True)
+            return Path(f"{stem}-{n}")
+
+
+@contextlib.contextmanager
+def lock(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Keep other processes that ask for this lock out, until the block or this process ends, however it ends. Raises
+    OSError where another one is in there, or waits. Where the system knows no such locks, nobody is kept out."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        os.close(descriptor)
+        raise OSError(f"{folder}: another process is at work in this folder") from None
+    except OSError:
+        pass  # some network drives
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -163,12 +198,17 @@ def is_whole(path: Path) -> bool:
     digest, left = hashlib.sha256(), path.stat().st_size - TRAILER_SIZE
     if left < 0:
         return False
-    with open(path, "rb") as file:
-        while left:
-            chunk = file.read(min(left, 1 << 20))
-            digest.update(chunk)
-            left -= len(chunk)
-        return file.read() == TRAILER.format(digest.hexdigest()).encode()
+    try:
+        with open(path, "rb") as file:
+            while left:
+                chunk = file.read(min(left, 1 << 20))
+                digest.update(chunk)
+                left -= len(chunk)
+            return file.read() == TRAILER.format(digest.hexdigest()).encode()
+    except OSError as error:
+        if error.errno == errno.EIO:  # a bad sector
+            return False
+        raise
 
 
 def read_checkpoint(path: str | Path) -> dict:

@@ -23,6 +23,7 @@ from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +36,7 @@ from torch import Tensor
 import chat_template
 import tokenizer as tokenizer_module
 from chat_template import one_line, read_conversation, read_raw, render, unused_keys
-from checkpoint import find_file
+from checkpoint import find_file, lock
 from distributed import log, rank, world_size
 from tokenizer import Tokenizer
 
@@ -249,7 +250,7 @@ def cached_dataset(
 ) -> tuple[Dataset, list[Count]]:
     """The data set out of the cache; where it is not there, or damaged, it is made and put there."""
     cache.mkdir(parents=True, exist_ok=True)
-    with one_process_at_a_time(cache):
+    with lock(cache, wait=True):  # whoever comes second finds what the first has made
         folder = cache / cache_key(paths, renderer)
         if folder.exists():
             try:
@@ -305,35 +306,22 @@ def cache_key(paths: Sequence[Path], renderer: Renderer) -> str:
     return digest.hexdigest()[:32]
 
 
-@contextlib.contextmanager
-def one_process_at_a_time(folder: Path) -> Iterator[None]:
-    """Wait until no other process is in here: the first one tokenises, the others then find what it made. The system
-    gives the lock back when its owner dies. Where it knows no such locks, each works for itself."""
-    descriptor = None
-    with contextlib.suppress(ImportError, OSError):
-        import fcntl
-
-        descriptor = os.open(folder, os.O_RDONLY)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
 def map_in_processes(renderer: Renderer, batches: Iterable[tuple]) -> Iterator[tuple[dict[str, np.ndarray], Count]]:
-    """`map_here` on all cores. Only a few batches are under way, so that memory does not grow with the file."""
+    """`map_here` on all cores. Only a few batches are under way, so that memory does not grow with the file. Raises
+    OSError where one of the processes is killed."""
     n_processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     context = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
-    with ProcessPoolExecutor(n_processes, context, start_worker, (renderer,)) as pool:
-        under_way: deque = deque()
-        for batch in batches:
-            under_way.append(pool.submit(render_batch, batch))
-            if len(under_way) > 3 * n_processes:
+    under_way: deque = deque()
+    try:
+        with ProcessPoolExecutor(n_processes, context, start_worker, (renderer,)) as pool:
+            for batch in batches:
+                under_way.append(pool.submit(render_batch, batch))
+                if len(under_way) > 3 * n_processes:
+                    yield under_way.popleft().result()
+            while under_way:
                 yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
+    except BrokenProcessPool:
+        raise OSError("one of the processes that tokenise was killed; was there too little memory?") from None
 
 
 def start_worker(renderer: Renderer) -> None:

@@ -25,9 +25,7 @@ from chat_template import printable
 from model import GPT
 
 BUCKET = 2**23  # numbers in a message: 32 MB of float32
-TIMEOUT = datetime.timedelta(
-    hours=2
-)  # the others wait while one writes a large checkpoint; who dies is noticed at once
+TIMEOUT = datetime.timedelta(hours=2)  # how long the others wait while one tokenises or saves; a death ends it at once
 
 
 def rank() -> int:
@@ -38,10 +36,15 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def connect(device: str) -> None:
-    """Meet the other processes, if there are any."""
+def connect() -> None:
+    """Meet the other processes, if there are any: numbers on the CPU travel with gloo, those on GPUs with NCCL."""
     if world_size() > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device != "cpu" and torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+
+
+def wait_for_all() -> None:
+    """Return when every process has called this. (dist.barrier would use a GPU, even in a run on the CPU.)"""
+    sum_over_processes([0.0])
 
 
 @contextlib.contextmanager
@@ -49,11 +52,11 @@ def first_process_first() -> Iterator[None]:
     """Let each machine's first process go ahead, and the others follow: they then find what it has tokenised, and an
     error in the data or the arguments is reported once."""
     is_first = int(os.environ.get("LOCAL_RANK", 0)) == 0
-    if world_size() > 1 and not is_first:
-        dist.barrier()
+    if not is_first:
+        wait_for_all()
     yield
-    if world_size() > 1 and is_first:
-        dist.barrier()
+    if is_first:
+        wait_for_all()
 
 
 @contextlib.contextmanager
@@ -70,8 +73,8 @@ def in_touch() -> Iterator[None]:
 
 def leave_together() -> None:
     """A process that is gone would break the others' connections."""
+    wait_for_all()
     if world_size() > 1:
-        dist.barrier()
         dist.destroy_process_group()
 
 
@@ -108,7 +111,8 @@ class LiveLine:
 
 class StopSignals:
     """Ctrl-C, SIGTERM and SIGHUP, as KeyboardInterrupt with the signal's number; but inside the training loop, which
-    sets `in_loop`, the first one only asks the loop to stop after its step, so that the run is saved."""
+    sets `in_loop`, the first one only asks the loop to stop after its step, so that the run is saved. Where nobody
+    catches the KeyboardInterrupt, it ends the `with` block and goes no further."""
 
     def __enter__(self) -> "StopSignals":
         self.requested, self.in_loop, self.earlier = 0, False, {}
@@ -122,18 +126,20 @@ class StopSignals:
         if not (self.in_loop and first):
             raise KeyboardInterrupt(number)
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: type | None, *_) -> bool:
         for number, handler in self.earlier.items():
             signal.signal(number, handler)
+        return kind is KeyboardInterrupt
 
 
 # Sums
 
 
-def sum_over_processes(values: Sequence[float], device: str) -> list[float]:
+def sum_over_processes(values: Sequence[float]) -> list[float]:
+    """Add up a few numbers, which are on the CPU and travel with gloo: it notices at once when a process has ended."""
     if world_size() == 1:
         return list(values)
-    total = torch.tensor(values, dtype=torch.float64, device=device)
+    total = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(total)
     return total.tolist()
 

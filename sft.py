@@ -38,6 +38,7 @@ from checkpoint import (
     find_file,
     load_checkpoint,
     load_optimizer,
+    lock,
     open_folder,
     plot_losses,
     prune,
@@ -211,7 +212,7 @@ def evaluate_loss(
         with autocast():
             nll += nll_sum(model(ids, at=at, real=real), targets).item()
     model.train(was_training)
-    return sum_over_processes([nll], device)[0] / int(dataset.n_supervised[indices].sum())
+    return sum_over_processes([nll])[0] / int(dataset.n_supervised[indices].sum())
 
 
 def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
@@ -253,11 +254,14 @@ class Run:
 
 def choose_device(config: Config) -> tuple[str, torch.dtype]:
     """The device, and the number format: bf16 autocast where a GPU is good at it."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    has_mps = torch.backends.mps.is_available() and world_size() == 1  # it cannot talk to another process
+    available = {"cuda": torch.cuda.is_available(), "mps": has_mps, "cpu": True}
     device = next(name for name in available if available[name]) if config.device == "auto" else config.device
     if not available[device]:
         raise ValueError(f"--device {device}: torch finds none on this machine; try --device auto")
     if device == "cuda" and world_size() > 1:
+        if torch.cuda.device_count() < int(os.environ["LOCAL_WORLD_SIZE"]):
+            raise ValueError("fewer GPUs than processes: torchrun needs another --nproc_per_node, or use --device cpu")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     good_at_bf16 = device == "cuda" and torch.cuda.is_bf16_supported()
     return device, DTYPES.get(config.dtype, torch.bfloat16 if good_at_bf16 else torch.float32)
@@ -395,6 +399,10 @@ def check_finite(step: int, **values: float | None) -> None:
             raise FloatingPointError(f"step {step}: {name} {value}; try a lower --lr")
 
 
+def resume_command(folder: Path) -> str:
+    return f"python sft.py --resume {shlex.quote(str(folder))}"
+
+
 def train(run: Run, optimizer: torch.optim.Optimizer, saved: dict | None, stop: StopSignals) -> int:
     """The training loop; gives the exit status. Raises FloatingPointError where the loss is no number."""
     config, model, device, train_set = run.config, run.model, run.device, run.data.train_set
@@ -443,8 +451,8 @@ def train(run: Run, optimizer: torch.optim.Optimizer, saved: dict | None, stop: 
         n_supervised = int(train_set.n_supervised[indices].sum())
         seeds = (dropout_seed(config.seed, step, i) if uses_dropout else None for i in itertools.count())
         nll = accumulate_gradients(forward, batches, n_supervised, run.autocast, seeds)
+        nll, n_stops = sum_over_processes([nll, float(stop.requested > 0)])  # first, as it notices a dead process
         sum_gradients(parameters)
-        nll, n_stops = sum_over_processes([nll, float(stop.requested > 0)], device)
         loss = nll / n_supervised
 
         # Update
@@ -471,7 +479,7 @@ def train(run: Run, optimizer: torch.optim.Optimizer, saved: dict | None, stop: 
         left = round(seconds / (step - first_step + 1) * (total - step))
         line = f"step {step:,}/{total:,}  loss {loss:.4f}  lr {rate:.2e}  {n_tokens / seconds:,.0f} tokens/s"
         line += f"  {left // 60}:{left % 60:02} left" + ("" if val_loss is None else f"  val loss {val_loss:.4f}")
-        live.show(line, last=val_loss is not None or stopping)
+        live.show(line, last=val_loss is not None or stopping or step == total)
         if stopping:
             log(f"stopped after step {step:,}, saved. To go on: {resume_command(run.folder)}")
             return 128 + (stop.requested or signal.SIGTERM)
@@ -486,52 +494,42 @@ def train(run: Run, optimizer: torch.optim.Optimizer, saved: dict | None, stop: 
     return 0
 
 
+def fail(error: Exception | str) -> int:
+    before = "\n" if sys.stdout.isatty() else ""
+    print(f"{before}error: {printable(str(error))}", file=sys.stderr)
+    return 2
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0; 2 with one line for an error of the user's; 128 and the signal's number after a signal."""
-    config, given = parse_arguments(argv)
-    escape_what_cannot_be_printed()
-    keep_freed_memory()
-    run = None
     with StopSignals() as stop:
+        config, given = parse_arguments(argv)
+        escape_what_cannot_be_printed()
+        keep_freed_memory()
         try:
             with in_touch():
-                connect(config.device)
+                connect()
                 with first_process_first():
                     run, saved = prepare(config, given)
                 optimizer = make_optimizer(run, saved)
         except (ValueError, OSError) as error:
             return fail(error)
-        except KeyboardInterrupt as interrupt:
+        except KeyboardInterrupt:
             log("\ninterrupted before the first step: there is nothing to save")
-            return 128 + signal_of(interrupt)
+            return 128 + (stop.requested or signal.SIGINT)
         try:
-            with in_touch():
+            with in_touch(), lock(run.folder) if rank() == 0 else contextlib.nullcontext():
                 status = train(run, optimizer, saved, stop)
                 leave_together()
             return status
         except (FloatingPointError, OSError) as error:  # an OSError in the loop is a full disk, or the like
             kept = next(map(str, checkpoints_in(run.folder)), "none was written yet")
-            return fail(f"{error}. Last good checkpoint: {kept}")
-        except KeyboardInterrupt as interrupt:
-            to_go_on = (
-                f"to go on: {resume_command(run.folder)}" if checkpoints_in(run.folder) else "nothing was saved yet"
-            )
-            log(f"\ninterrupted; {to_go_on}")
-            return 128 + signal_of(interrupt)
-
-
-def resume_command(folder: Path) -> str:
-    return f"python sft.py --resume {shlex.quote(str(folder))}"
-
-
-def signal_of(interrupt: KeyboardInterrupt) -> int:
-    return interrupt.args[0] if interrupt.args else signal.SIGINT
-
-
-def fail(error: Exception | str) -> int:
-    before = "\n" if sys.stdout.isatty() else ""
-    print(f"{before}error: {printable(str(error))}", file=sys.stderr)
-    return 2
+            return fail(f"{error}. Last good checkpoint: {kept}" if rank() == 0 else error)
+        except KeyboardInterrupt:
+            to_go_on = f"to go on: {resume_command(run.folder)}"
+            log("\ninterrupted; " + (to_go_on if checkpoints_in(run.folder) else "nothing was saved yet"))
+            return 128 + (stop.requested or signal.SIGINT)
+    return 128 + stop.requested  # a signal came before all this, or while one of these messages was printed
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,3 +115,24 @@ def assert_exact(actual: torch.Tensor, expected: torch.Tensor) -> None:
     """What the claims call exact, in float64."""
     assert actual.shape == expected.shape
     assert (actual - expected).norm() <= 1e-12 * expected.norm()
+
+
+def children(process: int) -> set[int]:
+    """The processes that a process has started, and those that they have. (Only on Linux.)"""
+    tasks = Path(f"/proc/{process}/task").glob("*/children")
+    direct = {int(child) for task in tasks for child in task.read_text().split()}
+    return direct.union(*map(children, direct))
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until_gone(processes: set[int]) -> None:
+    deadline = time.monotonic() + 300
+    while any(map(is_running, processes)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -1,5 +1,7 @@
 """The cache of large data sets: the same tokens as without, found again, never stale, never half-written, bounded."""
 
+import copy
+import itertools
 import json
 import os
 import signal
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import conversation, make_base, write_jsonl
+from conftest import children, conversation, make_base, wait_until_gone, write_jsonl
 
 import dataset
 import sft
@@ -185,18 +187,19 @@ def test_small_files_need_no_cache(tmp_path: Path, tokenizer, monkeypatch):
 # The real command
 
 
-def children(process: int) -> set[int]:
-    """Of a process, and theirs."""
-    tasks = Path(f"/proc/{process}/task").glob("*/children")
-    direct = {int(child) for task in tasks for child in task.read_text().split()}
-    return direct.union(*map(children, direct))
-
-
-def is_running(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+def start_tokenising(folder: Path) -> tuple[subprocess.Popen, set[int]]:
+    """A run that is at work on a large file, and its helpers."""
+    make_base(folder / "base.pt")
+    record = json.dumps(conversation("q" * 100, "a" * 100)) + "\n"
+    (folder / "large.jsonl").write_text(record * (dataset.LARGE // len(record) + 1))
+    command = [sys.executable, str(Path(sft.__file__)), "--data", "large.jsonl", "--init", "base.pt", "--steps", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while b"conversations tokenised" not in run.stdout.readline():
+        assert run.poll() is None, run.stderr.read()
+    helpers = children(run.pid)
+    assert helpers
+    return run, helpers
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
@@ -204,22 +207,33 @@ def is_running(process: int) -> bool:
 def test_whoever_stops_the_run_stops_its_helpers(tmp_path: Path, number: int):
     """While a large file is tokenised: the other processes end, too, nothing is left that the next run trips over, and
     the next run does the work."""
-    make_base(tmp_path / "base.pt")
-    record = json.dumps(conversation("q" * 100, "a" * 100)) + "\n"
-    (tmp_path / "large.jsonl").write_text(record * (dataset.LARGE // len(record) + 1))
-    command = [sys.executable, str(Path(sft.__file__)), "--data", "large.jsonl", "--init", "base.pt", "--steps", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    while b"conversations tokenised" not in run.stdout.readline():
-        assert run.poll() is None, run.stderr.read()
-    helpers = children(run.pid)
-    assert helpers
+    run, helpers = start_tokenising(tmp_path)
     run.send_signal(number)
     out, err = run.communicate(timeout=100)
     assert run.returncode == (-number if number == signal.SIGKILL else 128 + number) and b"Traceback" not in err, err
-    deadline = time.monotonic() + 60
-    while any(map(is_running, helpers)):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until_gone(helpers)
     left = list((tmp_path / "out/cache").iterdir())
     assert all(path.suffix == ".tmp" for path in left) and (number == signal.SIGKILL or not left)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
+def test_a_helper_that_is_killed_ends_the_run(tmp_path: Path):
+    """As where memory runs out: one line, no traceback, no half of a cache."""
+    run, helpers = start_tokenising(tmp_path)
+    os.kill(max(helpers), signal.SIGKILL)  # the youngest: a worker, and not the process that forks them
+    out, err = run.communicate(timeout=100)
+    assert run.returncode == 2 and err.decode().count("\n") == 1, err
+    assert b"error: one of the processes that tokenise was killed; was there too little memory?" in err
+    wait_until_gone(helpers)
+    assert list((tmp_path / "out/cache").iterdir()) == []
+
+
+def test_only_a_few_batches_are_under_way(tokenizer, tmp_path: Path):
+    """However large the file is, memory holds only a few batches of it: with each result that is fetched, one more."""
+    taken, ahead = itertools.count(), []
+    batches = ((tmp_path, next(taken), [(1, conversation("q", "a"))]) for _ in range(200))
+    results = dataset.map_in_processes(dataset.Renderer(tokenizer, "xml", "all", 99, "drop"), batches)
+    for fetched, (columns, _) in enumerate(results, 1):
+        assert columns["sources"].tolist() == [fetched - 1]
+        ahead.append(next(copy.copy(taken)) - fetched)
+    assert len(ahead) == 200 and max(ahead) <= 3 * os.cpu_count()

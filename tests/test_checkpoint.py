@@ -1,14 +1,25 @@
 """checkpoint.py: a save that may be cut off anywhere, damage that is noticed, nothing that is executed."""
 
+import errno
 import os
 import pickle
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
-from checkpoint import is_whole, load_checkpoint, read_checkpoint, save_checkpoint
+import checkpoint
+from checkpoint import (
+    is_whole,
+    load_checkpoint,
+    lock,
+    make_numbered_folder,
+    open_folder,
+    read_checkpoint,
+    save_checkpoint,
+)
 
 
 def run_folder(path: Path, steps: tuple[int, ...] = (1, 2)) -> Path:
@@ -45,6 +56,56 @@ def test_a_damaged_file_is_refused_and_the_one_before_is_used(tmp_path: Path, ca
             read_checkpoint(path)
     with pytest.raises(FileNotFoundError):
         read_checkpoint(tmp_path / "not-there")
+
+
+def test_a_bad_sector_is_damage(tmp_path: Path, monkeypatch, capsys):
+    """Claim 19: a disk that gives an error instead of the bytes; any other error is told as it is."""
+    folder = run_folder(tmp_path / "run")
+    code = errno.EIO
+
+    class BadFile:
+        def __init__(self, path: Path, mode: str):
+            self.file = open(path, mode)
+            self.is_bad = path.name.startswith("checkpoint-0000002")
+
+        def __enter__(self) -> "BadFile":
+            return self
+
+        def __exit__(self, *_) -> None:
+            self.file.close()
+
+        def read(self, *size: int) -> bytes:
+            if self.is_bad:
+                raise OSError(code, os.strerror(code))
+            return self.file.read(*size)
+
+    monkeypatch.setattr(checkpoint, "open", BadFile, raising=False)
+    assert read_checkpoint(folder)["step"] == 1
+    assert "checkpoint-0000002.pt: damaged" in capsys.readouterr().err
+    code = errno.EACCES
+    with pytest.raises(PermissionError):
+        read_checkpoint(folder)
+
+
+def test_a_folder_belongs_to_one_process_at_a_time(tmp_path: Path):
+    """Claim 19: whoever resumes a run that is still going, or overwrites it, is sent away, and nothing is removed."""
+    folder = run_folder(tmp_path / "run")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    (tmp_path / "base.pt").touch()
+    overwriting = dict(out=str(folder), name="run", overwrite=True, init=str(tmp_path / "base.pt"))
+    with lock(folder):
+        for attempt in (lambda: lock(folder).__enter__(), lambda: open_folder(**overwriting)):
+            with pytest.raises(OSError, match="run: another process is at work in this folder"):
+                attempt()
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert open_folder(**overwriting) == folder and not list(folder.iterdir())
+
+
+def test_runs_that_start_together_get_a_folder_each(tmp_path: Path):
+    (tmp_path / "run-2").touch()
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(make_numbered_folder, [str(tmp_path / "run")] * 40))
+    assert sorted(map(str, folders)) == sorted(str(tmp_path / f"run-{n}") for n in (1, *range(3, 42)))
 
 
 def test_a_save_that_is_cut_off_leaves_the_earlier_file(tmp_path: Path, monkeypatch):

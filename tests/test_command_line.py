@@ -254,6 +254,39 @@ def test_ctrl_c_outside_the_loop(here, tmp_path, monkeypatch, capsys, where):
     assert ("--resume" in "".join(capsys.readouterr())) == (where != "before")
 
 
+def test_a_signal_while_the_last_line_is_printed(here, tmp_path, monkeypatch, capsys):
+    """Ctrl-C again and again: still no traceback, and the same status."""
+    genuine = sft.log
+
+    def interrupted(text: str, **more) -> None:
+        genuine(text, **more)
+        if text.startswith(("training", "\ninterrupted")):
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(sft, "log", interrupted)
+    assert sft.main([*FLAGS, "--steps", "2", "--out", str(tmp_path)]) == 143
+    assert "nothing was saved yet" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_run_may_be_made_longer(here, tmp_path, capsys):
+    """Claim 19: with a larger --steps the schedule is another one, and that is said; the rows of the log that are there
+    stay as they are."""
+    arguments = [*FLAGS, "--warmup-steps", "2", "--lr", "0.01", "--save-every", "2", "--out"]
+    assert sft.main([*arguments, str(tmp_path), "--steps", "4"]) == 0
+    before = log_rows(tmp_path)
+    capsys.readouterr()
+    assert sft.main(["--resume", str(tmp_path), "--steps", "4"]) == 0
+    assert "this run is finished; a larger --steps goes on with it" in capsys.readouterr().out
+    assert sft.main(["--resume", str(tmp_path), "--steps", "9"]) == 0
+    said, rows = capsys.readouterr().out, log_rows(tmp_path)
+    assert "schedule  computed anew for 9 steps: this is not the run that had them from the start" in said
+    assert rows[:4] == before and [int(row["step"]) for row in rows] == [*range(1, 10)]
+    for row in rows[4:]:
+        assert float(row["learning_rate"]) == sft.learning_rate(int(row["step"]), 9, 2, 0.01)
+    assert read_checkpoint(tmp_path)["args"]["steps"] == 9
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
 def test_a_run_resumes_in_every_number_format(here, tmp_path, dtype):
     """Claims 19 and 20: nothing is rounded on its way through a checkpoint."""

@@ -4,7 +4,8 @@ A fork needs no second for imports, and is a process like any other: it gets rea
 This process never trains, so that no run inherits more than modules. A request and its answer are a JSON object on a
 line: {"argv", "cwd", "fault"} -> [{"status", "lines", "out", "err"}], where "status" is the exit status, or minus the
 signal that ended the process, and "lines" how many lines the fault has counted. With "processes" in the request so many
-of them make one run, and the list has so many items; with "rank" in the fault only that one is hit. Faults:
+of them make one run, and the list has so many items; with "rank" in the fault only that one is hit. A process that
+hangs is ended by SIGALRM. Faults:
 
     {}                                     counts all lines
     {"signal": 9, "line": 500}             at the 500th line of our sources (or of torch's saving) that is executed
@@ -22,6 +23,7 @@ import itertools
 import json
 import os
 import resource
+import signal
 import socket
 import sys
 import time
@@ -38,6 +40,7 @@ import checkpoint  # noqa: E402
 import sft  # noqa: E402
 
 OURS = {str(ROOT / f"{name}.py") for name in ("sft", "checkpoint", "dataset", "distributed")}
+PATIENCE = 300  # seconds after which a process hangs
 SAVING = {"save", "save_checkpoint", "sync_folder", "prune", "write", "sync", "_save"}
 
 
@@ -83,6 +86,7 @@ def limit_files(size: int) -> None:
 def run(request: dict, rank: int, port: int) -> None:
     """In the fork: never returns."""
     os.chdir(request["cwd"])
+    signal.alarm(PATIENCE)
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{name}{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.stdout, sys.stderr = io.StringIO(), io.StringIO()  # written last, because a full disk is none for them
