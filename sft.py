@@ -308,7 +308,7 @@ def start_model(config: Config) -> tuple[GPT, Tokenizer, dict]:
 
 
 def prepare(config: Config, given: set[str]) -> tuple[Run, dict | None]:
-    """All that comes before the first step, described as it is done; and the checkpoint to resume from, if any.
+    """All that comes before the first step, described as it is done; and what else a checkpoint to resume from holds.
 
     Raises ValueError and OSError for what the user can mend.
     """
@@ -321,7 +321,8 @@ def prepare(config: Config, given: set[str]) -> tuple[Run, dict | None]:
     device, dtype = choose_device(config)
     log(f"device    {device}, {str(dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads")
     if saved:
-        (model, tokenizer, _), base = restore(saved, config.dropout), saved["base"]
+        model, tokenizer, saved = restore(saved, config.dropout)
+        base = saved["base"]
     else:
         model, tokenizer, base = start_model(config)
     sizes, n_parameters = model.config, sum(parameter.numel() for parameter in model.parameters()) / 1e6
@@ -388,7 +389,7 @@ def make_optimizer(run: Run, saved: dict | None) -> torch.optim.AdamW:
     groups = [group for group in (matrices, vectors) if group["params"]]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
     if saved:
-        load_optimizer(optimizer, saved["optimizer"])
+        load_optimizer(optimizer, saved.pop("optimizer"))  # in one piece it may be more than fits
     return optimizer
 
 

@@ -248,6 +248,22 @@ def test_fsdp_is_for_several_processes(place: Path, monkeypatch, capsys):
     assert "torchrun" in capsys.readouterr().err and not (place / "alone").exists()
 
 
+def test_every_process_needs_a_device_of_its_own(monkeypatch):
+    """Two processes on a machine with one GPU are refused; on one of Apple's they use the CPU, where they can talk."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="fewer GPUs than processes"):
+        sft.choose_device(sft.Config())
+    assert sft.choose_device(sft.Config(device="cpu"))[0] == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert sft.choose_device(sft.Config())[0] == "cpu"
+    monkeypatch.delenv("WORLD_SIZE")
+    assert sft.choose_device(sft.Config())[0] == "mps"
+
+
 # torchrun itself
 
 TORCHRUN = [sys.executable, *"-m torch.distributed.run --standalone --nproc_per_node=2".split()]
