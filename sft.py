@@ -534,4 +534,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if world_size() > 1:  # sharding leaves threads, which may abort Python's own exit: torchrun would call it a failure
+        os._exit(status)
+    sys.exit(status)
