@@ -300,12 +300,13 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     try:
         state = saved["state"]
-        if sorted(state) != list(range(len(parameters))) or len(set(map(frozenset, state.values()))) > 1:
+        if sorted(state) != list(range(len(parameters))):
             raise TypeError("it is of other parameters")
         for i, values in state.items():
             check_tensors(values)
-            if any(value.dim() and value.shape != parameters[i].shape for value in values.values()):
-                raise TypeError(f"parameter {i} has another shape")
+            shapes, whole = {name: value.shape for name, value in values.items()}, parameters[i].shape
+            if shapes != {"step": (), "exp_avg": whole, "exp_avg_sq": whole}:
+                raise TypeError(f"parameter {i} has another shape")  # the fused kernel would read beyond its end
             state[i] = {name: shard_like(value, parameters[i]) for name, value in values.items()}
         optimizer.load_state_dict({"state": state, "param_groups": groups})
     except (LookupError, TypeError, AttributeError, RuntimeError) as error:
