@@ -21,11 +21,12 @@ import torch
 
 from chat_template import TEMPLATES, one_line, printable
 from distributed import rank, shard_like
-from lora import attach_adapter, check_tensors, merge_lora
+from lora import attach_adapter, check_plain, check_tensors, merge_lora
 from model import GPT, GPTConfig
 from tokenizer import Tokenizer
 
 HERE = Path(__file__).resolve().parent
+TENSORS = ("model", "adapter", "optimizer")  # what tensors stand in; all else is text and numbers
 TRAILER = "\nsha256 {}\n"
 TRAILER_SIZE = len(TRAILER.format("0" * 64))
 DEEPEST_BASE = 8  # adapters on adapters; a file that names itself as its base would have no end
@@ -230,6 +231,7 @@ def read_checkpoint(path: str | Path) -> dict:
             if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
                 raise RuntimeError("compressed: a small file may be meant to fill the memory")
         content = torch.load(file, map_location="cpu", weights_only=True)
+        check_plain({name: value for name, value in content.items() if name not in TENSORS})
         return {**content, "file": str(file)}
     except OSError:
         raise
@@ -300,7 +302,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     try:
         state = saved["state"]
-        if sorted(state) != list(range(len(parameters))):
+        if state.keys() != set(range(len(parameters))):
             raise TypeError("it is of other parameters")
         for i, values in state.items():
             check_tensors(values)

@@ -224,3 +224,15 @@ def test_an_optimiser_state_of_other_shapes_is_refused():
         del bad["state"][i][name]
         with pytest.raises(ValueError, match="the optimiser's state does not fit this model"):
             load_optimizer(optimizer, bad)
+
+
+@pytest.mark.parametrize("way", ["tokenizer tokens", "stop", "args lr", "lora token_ids", "template", "base path"])
+def test_tensors_stand_only_where_weights_are(tmp_path: Path, way: str):
+    """Claim 20: a loop over this one, of 4 bytes in its file, would make a million tensors."""
+    content = {"model": {}, "tokenizer": {}, "base": {}, "args": {}, "lora": {}}
+    *outer, last = way.split()
+    holder = content[outer[0]] if outer else content
+    holder[last] = torch.zeros(1).expand(10**6, 10**6)
+    save_checkpoint(tmp_path / "hostile.pt", content)
+    with pytest.raises(ValueError, match="hostile.pt: not a checkpoint of sft.py"):
+        read_checkpoint(tmp_path / "hostile.pt")
