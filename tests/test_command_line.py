@@ -330,6 +330,13 @@ def test_what_is_counted(here, tmp_path, capsys, row):
     assert sum(int(logged["supervised_tokens"]) for logged in log_rows(tmp_path)) == int(supervised)
 
 
+def test_a_list_may_be_given_in_parts():
+    """A later --data never replaces an earlier one in silence."""
+    config, given = sft.parse_arguments(["--data", "a", "b:0.5", "--lora-targets", "q", "--data", "c"])
+    assert config.data == ["a", "b:0.5", "c"] and given == {"data", "lora_targets"}
+    assert sft.parse_arguments(["--data", "d"])[0].data == ["d"]
+
+
 def test_a_mixture_with_plain_text(place, tmp_path, monkeypatch, capsys):
     """4 conversations of 26 tokens, and 0.3 of 10 documents of 9 bytes and end-of-text: 104 and 30 tokens an epoch; 4
     supervised tokens a conversation, 9 a document (all but the first). A file's name may end like a weight."""
