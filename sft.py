@@ -432,13 +432,12 @@ def start_model(config: Config) -> tuple[GPT, Tokenizer, dict]:
 
 @torch.no_grad()
 def copy_row(tok_emb: torch.nn.Module, source: int, target: int) -> None:
-    """Let a new token start as another one; of a frozen embedding, the trained difference changes."""
-    source, target = torch.tensor([source]), torch.tensor([target])
-    difference = tok_emb(source) - tok_emb(target)  # (1, C)
+    """Let a new token's row start as another one's; where the rows are frozen, its trained difference makes it so."""
     if isinstance(tok_emb, lora.LoraTokens):
-        tok_emb.lora_rows[tok_emb.token_ids == target] += difference
+        weight = tok_emb.base.weight
+        tok_emb.lora_rows[tok_emb.token_ids == target] = weight[source] - weight[target]
     else:
-        tok_emb.weight[target] += difference
+        tok_emb.weight[target] = tok_emb.weight[source]
 
 
 def prepare_data(config: Config, tokenizer: Tokenizer, context_length: int) -> Data:

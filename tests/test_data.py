@@ -233,7 +233,7 @@ def test_values_stand_at_line_starts_in_the_text_itself() -> None:
         pattern = "|".join(re.escape(value) for value in sorted(values, key=len, reverse=True))
         found = re.findall(rf"(?<![\w-])(?:{pattern})(?![\w-])", text)
         assert alone.total() >= 0.25 * len(found), relation.name
-        assert sum(value in alone for value in values) >= 0.95 * len(values), relation.name
+        assert sum(value in alone for value in values) >= 0.9 * len(values), relation.name
 
 
 def test_facts_are_stated_about_equally_often() -> None:
