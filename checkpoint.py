@@ -8,14 +8,16 @@ import contextlib
 import hashlib
 import os
 import pickle
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from lora import attach_adapter, merge_lora
 from model import GPT, GPTConfig
-from tokenizer import Tokenizer
+from tokenizer import END_OF_TEXT, Tokenizer
 
 HERE = Path(__file__).resolve().parent
 TRAILER = "\nsha256 {}\n"
@@ -46,6 +48,24 @@ def save_checkpoint(path: Path, content: dict) -> None:
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path` to write into. It takes that name at the end, or disappears where anything fails before.
+
+    Raises ValueError where something is there already.
+    """
+    path = path.resolve()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path} is there already; choose another folder")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def is_whole(path: Path) -> bool:
@@ -88,11 +108,18 @@ def read_checkpoint(path: str | Path) -> dict:
 
 def load_checkpoint(path: str | Path, device: str = "cpu", dropout: float = 0.0) -> tuple[GPT, Tokenizer, dict]:
     """The model, in float32 (float64 if it was trained so); its tokenizer; and what else the file holds: "template"
-    (None for a base), "stop" ids, "base", "args", "step", "optimizer".
+    (None for a base), "stop" ids, "base", "args", "step", "optimizer". `path` may also name a model in Hugging Face's
+    format, for which hf.py is asked: "gpt2" or another published one, or a folder.
 
     Raises FileNotFoundError, and ValueError as `read_checkpoint` and `restore`.
     """
-    model, tokenizer, meta = restore(read_checkpoint(path), dropout)
+    import hf  # here, because it loads checkpoints itself
+
+    if hf.find_gpt2(path):
+        model, tokenizer = hf.load_gpt2(path, dropout=dropout)
+        meta = {"file": str(path), "template": None, "stop": [tokenizer.special(END_OF_TEXT)]}
+    else:
+        model, tokenizer, meta = restore(read_checkpoint(path), dropout)
     return model.to(device).eval(), tokenizer, meta
 
 

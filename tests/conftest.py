@@ -1,6 +1,7 @@
 """Small, hermetic stand-ins: a tokenizer of 256 bytes, a GPT of a few thousand parameters, a base made of both."""
 
 import dataclasses
+import importlib.util
 import json
 from pathlib import Path
 
@@ -11,7 +12,19 @@ from checkpoint import save_checkpoint
 from model import GPT, GPTConfig
 from tokenizer import END_OF_TEXT, Tokenizer
 
+# tests/peers compares with packages that this project does not need; they have an environment of their own.
+HAS_PEERS = all(importlib.util.find_spec(name) for name in ("transformers", "peft", "safetensors"))
+collect_ignore = [] if HAS_PEERS else ["peers"]
+
 CONFIG = GPTConfig(vocab_size=257, context_length=256, n_layer=2, n_head=4, n_embd=32)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    if not HAS_PEERS:
+        how = "pip install -r tests/peers/requirements.txt && python -m pytest tests/peers"
+        terminalreporter.write_line(
+            f"tests/peers skipped, which compare with transformers and peft. To run them: {how}"
+        )
 
 
 @pytest.fixture(scope="session", autouse=True)
