@@ -140,9 +140,10 @@ def read_weights(path: Path, config: GPTConfig) -> dict[str, Tensor]:
         if shapes.get(name) != wanted.get(name):
             there, here = shapes.get(name, "missing"), wanted.get(name, "no such weight")
             raise ValueError(f"{path}: {name!r:.60} is {there}; a model of this config.json has {here}")
-    if head.shape != tensors["wte.weight"].shape or not torch.equal(head.double(), tensors["wte.weight"].double()):
+    embedding = tensors["wte.weight"]
+    if (head.dtype, head.shape) != (embedding.dtype, embedding.shape) or not torch.equal(head, embedding):
         raise ValueError(f"{path}: lm_head.weight is not wte.weight; this model has one matrix for both")
-    dtype = torch.float64 if head.dtype == torch.float64 else torch.float32
+    dtype = torch.float64 if embedding.dtype == torch.float64 else torch.float32
     return {  # copies, because the file may change
         name: torch.empty(tensor.shape, dtype=dtype).copy_(turned(name, tensors[their_name(name)]))
         for name, tensor in empty.items()
@@ -200,42 +201,41 @@ def write_folder(out_dir: Path, tensor_file: str, tensors: dict[str, Tensor], se
         shutil.copymode(folder / "tokenizer.json", folder / tensor_file)  # the package lets only the owner read
 
 
-def export(checkpoint: str | Path, out_dir: str | Path) -> None:
-    """Write a folder that transformers loads. Adapters are merged. Padded rows of the vocabulary are left out, because
-    nothing there would keep them from being sampled. Raises ValueError and OSError, and then leaves nothing."""
-    import_safetensors()
+def export(checkpoint: str | Path, out_dir: str | Path) -> str | None:
+    """Write a folder that transformers loads; give the chat template's name. Adapters are merged. Padded rows of the
+    vocabulary are left out, because nothing there would keep them from being sampled. Raises ValueError and OSError,
+    and then leaves nothing."""
     model, tokenizer, meta = load_checkpoint(checkpoint)
-    config, [stop] = model.config, meta["stop"]
-    ids = {"bos_token_id": tokenizer.special(END_OF_TEXT), "eos_token_id": stop}
-    ids["pad_token_id"] = ids["bos_token_id"]
-    settings = ARCHITECTURE | {theirs: getattr(config, ours) for ours, theirs in SIZES.items()} | ids
-    settings |= {"architectures": ["GPT2LMHeadModel"], "vocab_size": config.n_vocab}
-    settings |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    state = merge_lora(model).state_dict()
-    settings["dtype"] = str(state["tok_emb.weight"].dtype).removeprefix("torch.")
+    config, [stop], state = model.config, meta["stop"], merge_lora(model).state_dict()
     state["tok_emb.weight"] = state["tok_emb.weight"][: config.n_vocab]
     tensors = {f"transformer.{their_name(name)}": turned(name, tensor) for name, tensor in state.items()}
+    end_of_text = tokenizer.special(END_OF_TEXT)
+    ids = {"bos_token_id": end_of_text, "eos_token_id": stop, "pad_token_id": end_of_text}
+    settings = ARCHITECTURE | {theirs: getattr(config, ours) for ours, theirs in SIZES.items()} | ids
+    settings |= {"architectures": ["GPT2LMHeadModel"], "vocab_size": config.n_vocab}
+    settings |= {"dtype": str(state["tok_emb.weight"].dtype).removeprefix("torch.")}
+    settings |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     files = {"config": settings, "generation_config": ids, **tokenizer_files(tokenizer, meta["template"], stop)}
     write_folder(Path(out_dir), "model.safetensors", tensors, files)
+    return meta["template"]
 
 
-def export_adapter(checkpoint: str | Path, out_dir: str | Path) -> None:
-    """Write a LoRA run's adapter for peft, and its tokenizer. The rows of the special tokens are whole there, not
-    differences. Raises ValueError and OSError, and then leaves nothing."""
-    import_safetensors()
+def export_adapter(checkpoint: str | Path, out_dir: str | Path) -> str | None:
+    """Write a LoRA run's adapter for peft, and its tokenizer; give the chat template's name. The rows of the special
+    tokens are whole there, not differences. Raises ValueError and OSError, and then leaves nothing."""
     model, tokenizer, meta = load_checkpoint(checkpoint)
     if not (lora := getattr(model, "lora", None)):
         raise ValueError(f"{checkpoint}: no adapter in this checkpoint; export it without --adapter")
-    layers = {n: f"transformer.{their_name(n)}" for n, m in model.named_modules() if isinstance(m, LoraLinear)}
-    base = meta["base"]["path"]
-    folder = None if base in PUBLISHED else find_gpt2(base)  # a base of our own must be exported, too, and named there
-    tensors, base_name = {}, str(folder.resolve()) if folder else PUBLISHED.get(base)
-    for name, theirs in layers.items():
-        layer = model.get_submodule(name)
-        tensors |= {f"{theirs}.lora_A.weight": layer.lora_a, f"{theirs}.lora_B.weight": layer.lora_b}
+    tensors, layers, base = {}, [], meta["base"]["path"]
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLinear):
+            layers.append(f"transformer.{their_name(name)}")
+            tensors |= {f"{layers[-1]}.lora_A.weight": module.lora_a, f"{layers[-1]}.lora_B.weight": module.lora_b}
+    folder = None if base in PUBLISHED else find_gpt2(base)  # a checkpoint of ours is no base that peft could load
+    base_name = str(folder.resolve()) if folder else PUBLISHED.get(base)
     settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_name}
     settings |= {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "use_rslora": lora.rslora}
-    settings |= {"target_modules": [*layers.values()], "fan_in_fan_out": True, "bias": "none", "inference_mode": True}
+    settings |= {"target_modules": layers, "fan_in_fan_out": True, "bias": "none", "inference_mode": True}
     if lora.token_ids:
         settings["trainable_token_indices"] = {"transformer.wte": [*lora.token_ids]}
         rows = model.tok_emb(model.tok_emb.token_ids)  # (tokens, C)
@@ -243,6 +243,7 @@ def export_adapter(checkpoint: str | Path, out_dir: str | Path) -> None:
     tensors = {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
     files = {"adapter_config": settings, **tokenizer_files(tokenizer, meta["template"], meta["stop"][0])}
     write_folder(Path(out_dir), "adapter_model.safetensors", tensors, files)
+    return meta["template"]
 
 
 @torch.no_grad()
@@ -269,8 +270,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         if args.command == "export":
-            (export_adapter if args.adapter else export)(args.checkpoint, args.folder)
+            template = (export_adapter if args.adapter else export)(args.checkpoint, args.folder)
             print(f"saved     {args.folder}")
+            if template not in (None, "chatml"):
+                print(
+                    f"note      with {template}, apply_chat_template gives the same text but other ids: see README.md"
+                )
         else:
             text = Path(args.text).read_text(encoding="utf-8")
             loss, n_tokens = text_loss(*load_checkpoint(args.checkpoint)[:2], text)
@@ -278,6 +283,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # a download can be long
+        return 130
     return 0
 
 

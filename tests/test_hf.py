@@ -348,8 +348,8 @@ def test_a_tokenizer_that_would_give_other_ids_is_refused(tmp_path, learned, spo
     reason="set TIKTOKEN_CACHE_DIR to a folder in which tiktoken has cached GPT-2's vocabulary",
 )
 def test_gpt2s_vocabulary_in_the_form_of_its_own_files(tmp_path) -> None:
-    """Merges as in GPT-2's published merges.txt, whose first five and last two these are; and a tokenizer.json of the older
-    kind, with `<|endoftext|>` in the vocabulary and pairs as strings."""
+    """Merges as in GPT-2's published merges.txt, whose first five and last two these are; and a tokenizer.json of the
+    older kind, with `<|endoftext|>` in the vocabulary and pairs as strings."""
     gpt2 = Tokenizer.gpt2()
     saved = tokenizer_json(gpt2)
     merges = [" ".join(pair) for pair in saved["model"]["merges"]]
