@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tokenizer import END_OF_TEXT, Tokenizer
 # tests/peers compares with packages that this project does not need; they have an environment of their own.
 HAS_PEERS = all(importlib.util.find_spec(name) for name in ("transformers", "peft", "safetensors"))
 collect_ignore = [] if HAS_PEERS else ["peers"]
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 CONFIG = GPTConfig(vocab_size=257, context_length=256, n_layer=2, n_head=4, n_embd=32)
 

@@ -11,7 +11,7 @@ import torch
 from conftest import assert_exact, make_base, make_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPT2Model
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2Model
 
 import hf
 import sft
@@ -475,3 +475,19 @@ def test_a_tuned_published_model_goes_all_the_way(tmp_path, downloads, monkeypat
         assert len(theirs.transformer.wte.weight) == 50259 and theirs.generation_config.eos_token_id == 50258
         wanted = model(ids)[..., :50259]
         assert (theirs(ids).logits - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+def test_the_loss_of_a_text_is_theirs(tmp_path, capsys) -> None:
+    """The README's check of the published models, on random weights: `hf.py loss` and three lines of transformers."""
+    hf.export(make_base(tmp_path / "base.pt"), tmp_path / "out")
+    (tmp_path / "text").write_text("Once upon a time there was a test. " * 20, encoding="utf-8")
+    theirs, tokenizer = (
+        GPT2LMHeadModel.from_pretrained(tmp_path / "out"),
+        AutoTokenizer.from_pretrained(tmp_path / "out"),
+    )
+    ids = tokenizer((tmp_path / "text").read_text(), return_tensors="pt").input_ids[:, :256]
+    wanted = theirs(ids, labels=ids).loss.item()
+    capsys.readouterr()
+    assert hf.main(["loss", str(tmp_path / "out"), str(tmp_path / "text")]) == 0
+    words = capsys.readouterr().out.split()
+    assert abs(float(words[1]) - wanted) <= 2e-5 and words[6] == "255"
