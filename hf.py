@@ -117,8 +117,8 @@ def read_config(path: Path) -> GPTConfig:
         raise ValueError(f"{path}: {error}") from None
 
 
-def read_weights(path: Path, config: GPTConfig) -> dict[str, Tensor]:
-    """The state of a `GPT`. Raises OSError, and ValueError where the file is not just what the configuration needs."""
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """What a file of weights holds, by name without `transformer.`. Raises OSError and ValueError."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file (weights must be in this one file, not in parts or in a .bin)")
     safetensors = import_safetensors()
@@ -127,9 +127,14 @@ def read_weights(path: Path, config: GPTConfig) -> dict[str, Tensor]:
     except (safetensors.SafetensorError, ValueError, LookupError, RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
     tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    return {name: tensor for name, tensor in tensors.items() if not CAUSAL_MASK.fullmatch(name)}
+
+
+def read_weights(path: Path, config: GPTConfig) -> dict[str, Tensor]:
+    """The state of a `GPT`. Raises ValueError where the file does not hold just what this configuration needs."""
+    tensors = read_tensors(path)
     head = tensors.pop("lm_head.weight", tensors.get("wte.weight"))
-    weights = {name: tensor for name, tensor in tensors.items() if not CAUSAL_MASK.fullmatch(name)}
-    shapes = {name: tuple(t.shape) if t.is_floating_point() else t.dtype for name, t in weights.items()}
+    shapes = {name: tuple(t.shape) if t.is_floating_point() else t.dtype for name, t in tensors.items()}
     n_layer = sum(name.endswith(".ln_1.weight") for name in shapes)
     if n_layer != config.n_layer:
         raise ValueError(f"{path}: {n_layer} layers; config.json says {config.n_layer}")

@@ -125,12 +125,11 @@ def test_what_is_neither_a_folder_nor_a_name(tmp_path) -> None:
         hf.load_gpt2(tmp_path)
 
 
-@pytest.mark.parametrize("flags", [[], ["--adapter"]])
-def test_without_the_extra_nothing_is_written(tmp_path, monkeypatch, capsys, flags) -> None:
+def test_without_the_extra_nothing_is_written(tmp_path, monkeypatch, capsys) -> None:
     for name in ("safetensors", "safetensors.torch"):
         monkeypatch.setitem(sys.modules, name, None)
     base = make_base(tmp_path / "base.pt")
-    assert "pip install safetensors" in fails(capsys, hf.main, "export", base, tmp_path / "new", *flags)
+    assert "pip install safetensors" in fails(capsys, hf.main, "export", base, tmp_path / "new")
     assert everything(tmp_path) == [base]
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     assert "pip install safetensors" in fails(capsys, sft.main, "--init", "gpt2", "--out", tmp_path / "out")
@@ -216,6 +215,17 @@ def test_a_published_model_is_known_by_its_name(cache, tmp_path, monkeypatch) ->
     assert chat.main(["run", "--prompt", "a", "--base", "--max-new-tokens", "1"]) == 0
     assert sft.main(["--resume", "run", "--steps", "2"]) == 0
     assert sft.main([*flags, "--overwrite"]) == 0
+
+
+def test_a_base_is_found_from_another_folder(tmp_path, monkeypatch) -> None:
+    """A LoRA run's checkpoint holds its base's whole path, wherever --init was relative to."""
+    monkeypatch.chdir(tmp_path)
+    make_base(Path("small.pt"))
+    write_jsonl(Path("data.jsonl"), [{"prompt": "a", "completion": "b"}] * 40)
+    flags = "--data data.jsonl --init small.pt --device cpu --steps 1 --out run --lora-rank 1".split()
+    assert sft.main(flags) == 0
+    monkeypatch.chdir("/")
+    assert hf.load_checkpoint(tmp_path / "run")[2]["base"]["path"] == str(tmp_path / "small.pt")
 
 
 # The tokenizer
