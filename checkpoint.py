@@ -17,7 +17,7 @@ import torch
 
 from lora import attach_adapter, merge_lora
 from model import GPT, GPTConfig
-from tokenizer import END_OF_TEXT, Tokenizer
+from tokenizer import Tokenizer
 
 HERE = Path(__file__).resolve().parent
 TRAILER = "\nsha256 {}\n"
@@ -116,8 +116,7 @@ def load_checkpoint(path: str | Path, device: str = "cpu", dropout: float = 0.0)
     import hf  # here, because it loads checkpoints itself
 
     if hf.find_gpt2(path):
-        model, tokenizer = hf.load_gpt2(path, dropout=dropout)
-        meta = {"file": str(path), "template": None, "stop": [tokenizer.special(END_OF_TEXT)]}
+        model, tokenizer, meta = hf.load(path, dropout)
     else:
         model, tokenizer, meta = restore(read_checkpoint(path), dropout)
     return model.to(device).eval(), tokenizer, meta

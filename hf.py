@@ -23,14 +23,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from chat_template import TEMPLATES, printable
 from checkpoint import find_file, load_checkpoint, new_folder
-from hf_tokenizer import read_json, read_tokenizer, tokenizer_files
+from hf_tokenizer import find_template, find_tokenizer, read_json, tokenizer_files
 from lora import LoraLinear, merge_lora
 from model import GPT, GPTConfig
 from tokenizer import END_OF_TEXT, Tokenizer
 
 PUBLISHED = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 PUBLISHED["distilgpt2"] = "distilbert/distilgpt2"
+FILES = ("config.json", "model.safetensors")
 ARCHITECTURE = {  # what a config.json must say, or leave unsaid, for this model to compute the same
     "model_type": "gpt2",
     "activation_function": "gelu_new",
@@ -71,31 +73,35 @@ def import_safetensors():
 
 
 def find_gpt2(path: str | Path) -> Path | None:
-    """The folder of a model in this format: one with a config.json, or by name that of a published model, downloaded
-    on first use. None for anything else."""
+    """The folder of a model in this format: a folder with one of its files, or by name that of a published model,
+    downloaded on first use. None for anything else."""
     try:
         found = find_file(path)
     except FileNotFoundError:
         return download(str(path)) if str(path) in PUBLISHED else None
-    return found if (found / "config.json").is_file() else None
+    return found if any((found / file).is_file() for file in FILES) else None
+
+
+def cache_folder(name: str) -> Path:
+    return Path(torch.hub.get_dir(), name)
 
 
 def download(name: str) -> Path:
     """A published model's folder in torch's cache, which is there whole or not at all. Raises OSError."""
-    folder, url = Path(torch.hub.get_dir(), name), f"https://huggingface.co/{PUBLISHED[name]}/resolve/main"
+    folder, url = cache_folder(name), f"https://huggingface.co/{PUBLISHED[name]}/resolve/main"
     if folder.is_dir():
         return folder
     import_safetensors()  # rather before than after many megabytes
     try:
         with new_folder(folder) as temporary:
-            for file in ("config.json", "model.safetensors"):
+            for file in FILES:
                 torch.hub.download_url_to_file(f"{url}/{file}", str(temporary / file))
             read_model(temporary)  # the downloader does not notice a connection that ends too early
     except (OSError, ValueError, http.client.HTTPException) as error:
         if not folder.is_dir():  # else another process was faster
             raise OSError(
-                f"{name} could not be downloaded ({error}). Where there is a network, fetch config.json and "
-                f"model.safetensors from {url}/ into a folder, bring it here and give it to --init"
+                f"{name} could not be downloaded ({error}). Where there is a network, fetch config.json, "
+                f"model.safetensors and tokenizer.json from {url}/ into a folder, bring it here and give it to --init"
             ) from None
     return folder
 
@@ -103,12 +109,12 @@ def download(name: str) -> Path:
 def read_config(path: Path) -> GPTConfig:
     """The sizes in a config.json. Raises ValueError where this model cannot compute what it describes."""
     settings = read_json(path)
-    for key in SIZES.values():
-        if type(settings.get(key)) is not int or not 0 < settings[key] < 2**20:
-            raise ValueError(f"{path}: {key} must be a whole number from 1 to a million, not {settings.get(key)!r:.60}")
     for key, value in ARCHITECTURE.items():
         if settings.get(key, value) != value:
             raise ValueError(f"{path}: {key} is {settings[key]!r:.60}; this model knows {value!r} only")
+    for key in SIZES.values():
+        if type(settings.get(key)) is not int or not 0 < settings[key] < 2**20:
+            raise ValueError(f"{path}: {key} must be a whole number from 1 to a million, not {settings.get(key)!r:.60}")
     if settings.get("n_inner") not in (None, 4 * settings["n_embd"]):
         raise ValueError(f"{path}: n_inner is {settings['n_inner']!r:.60}; this model knows 4 * n_embd only")
     try:
@@ -120,7 +126,7 @@ def read_config(path: Path) -> GPTConfig:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """What a file of weights holds, by name without `transformer.`. Raises OSError and ValueError."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file (weights must be in this one file, not in parts or in a .bin)")
+        raise FileNotFoundError(f"{path}: no such file (the weights must be in this one, not in parts, not in a .bin)")
     safetensors = import_safetensors()
     try:
         tensors = safetensors.torch.load_file(path)
@@ -133,7 +139,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def read_weights(path: Path, config: GPTConfig) -> dict[str, Tensor]:
     """The state of a `GPT`. Raises ValueError where the file does not hold just what this configuration needs."""
     tensors = read_tensors(path)
-    head = tensors.pop("lm_head.weight", tensors.get("wte.weight"))
+    head = tensors.pop("lm_head.weight", None)
     shapes = {name: tuple(t.shape) if t.is_floating_point() else t.dtype for name, t in tensors.items()}
     n_layer = sum(name.endswith(".ln_1.weight") for name in shapes)
     if n_layer != config.n_layer:
@@ -146,7 +152,7 @@ def read_weights(path: Path, config: GPTConfig) -> dict[str, Tensor]:
             there, here = shapes.get(name, "missing"), wanted.get(name, "no such weight")
             raise ValueError(f"{path}: {name!r:.60} is {there}; a model of this config.json has {here}")
     embedding = tensors["wte.weight"]
-    if (head.dtype, head.shape) != (embedding.dtype, embedding.shape) or not torch.equal(head, embedding):
+    if head is not None and not (head.dtype == embedding.dtype and torch.equal(head, embedding)):
         raise ValueError(f"{path}: lm_head.weight is not wte.weight; this model has one matrix for both")
     dtype = torch.float64 if embedding.dtype == torch.float64 else torch.float32
     return {  # copies, because the file may change
@@ -179,14 +185,24 @@ def load_gpt2(
     folder = find_gpt2(name_or_dir)
     if folder is None:
         raise FileNotFoundError(f"{name_or_dir}: no folder with a config.json, and none of {', '.join(PUBLISHED)}")
-    model, saved = read_model(folder, context_length, dropout), folder / "tokenizer.json"
-    tokenizer = read_tokenizer(saved) if saved.is_file() else Tokenizer.gpt2()
-    n_rows, n_tokens = model.config.vocab_size, tokenizer.n_vocab
-    if n_tokens > n_rows or (n_tokens < n_rows and not saved.is_file()):  # without the file, they may be tokens
-        whose = "in its tokenizer.json" if saved.is_file() else "in GPT-2's tokenizer, and there is no tokenizer.json"
+    model, tokenizer = read_model(folder, context_length, dropout), find_tokenizer(folder)
+    n_rows, n_tokens, has_file = model.config.vocab_size, tokenizer.n_vocab, (folder / "tokenizer.json").is_file()
+    if n_tokens > n_rows or (n_tokens < n_rows and not has_file):  # without the file, they may be tokens
+        whose = "in its tokenizer.json" if has_file else "in GPT-2's tokenizer, and there is no tokenizer.json"
         raise ValueError(f"{folder}: {n_rows:,} rows in the model's vocabulary, {n_tokens:,} tokens {whose}")
     model.config.n_vocab = n_tokens
     return model, tokenizer
+
+
+def load(name_or_dir: str | Path, dropout: float = 0.0) -> tuple[GPT, Tokenizer, dict]:
+    """For `load_checkpoint`, in which the errors are described: the model, its tokenizer, and what else is known. That
+    is the chat template where it is one of ours, as in a folder that `export` wrote."""
+    model, tokenizer = load_gpt2(name_or_dir, dropout=dropout)
+    folder = find_gpt2(name_or_dir)
+    template = find_template(folder)
+    stop = tokenizer.special(TEMPLATES[template].stop if template else END_OF_TEXT)
+    file = name_or_dir if folder == cache_folder(str(name_or_dir)) else folder
+    return model, tokenizer, {"file": str(file), "template": template, "stop": [stop]}
 
 
 # Out
@@ -236,8 +252,8 @@ def export_adapter(checkpoint: str | Path, out_dir: str | Path) -> str | None:
         if isinstance(module, LoraLinear):
             layers.append(f"transformer.{their_name(name)}")
             tensors |= {f"{layers[-1]}.lora_A.weight": module.lora_a, f"{layers[-1]}.lora_B.weight": module.lora_b}
-    folder = None if base in PUBLISHED else find_gpt2(base)  # a checkpoint of ours is no base that peft could load
-    base_name = str(folder.resolve()) if folder else PUBLISHED.get(base)
+    folder = find_gpt2(base)  # None for a checkpoint of ours, which peft could not load
+    base_name = PUBLISHED[base] if folder == cache_folder(base) else folder and str(folder.resolve())
     settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_name}
     settings |= {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "use_rslora": lora.rslora}
     settings |= {"target_modules": layers, "fan_in_fan_out": True, "bias": "none", "inference_mode": True}
@@ -249,6 +265,13 @@ def export_adapter(checkpoint: str | Path, out_dir: str | Path) -> str | None:
     files = {"adapter_config": settings, **tokenizer_files(tokenizer, meta["template"], meta["stop"][0])}
     write_folder(Path(out_dir), "adapter_model.safetensors", tensors, files)
     return meta["template"]
+
+
+def read_text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not valid UTF-8 (byte {error.start})") from None
 
 
 @torch.no_grad()
@@ -276,17 +299,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.command == "export":
             template = (export_adapter if args.adapter else export)(args.checkpoint, args.folder)
-            print(f"saved     {args.folder}")
+            print(f"saved     {printable(args.folder)}")
             if template not in (None, "chatml"):
-                print(
-                    f"note      with {template}, apply_chat_template gives the same text but other ids: see README.md"
-                )
+                note = f"with {template}, apply_chat_template gives the same text but other ids; see README.md"
+                print(f"note      {note}")
         else:
-            text = Path(args.text).read_text(encoding="utf-8")
-            loss, n_tokens = text_loss(*load_checkpoint(args.checkpoint)[:2], text)
+            loss, n_tokens = text_loss(*load_checkpoint(args.checkpoint)[:2], read_text(args.text))
             print(f"loss {loss:.5f} nats a token, over {n_tokens:,} tokens")
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # a download can be long
         return 130

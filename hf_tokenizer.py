@@ -5,6 +5,7 @@ apart, and the characters `<|im_end|>`, typed by a user, become the special toke
 """
 
 import json
+import re
 from pathlib import Path
 
 from chat_template import TEMPLATES, Template, decode_utf8, parse_json
@@ -55,6 +56,22 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict:
     }
 
 
+def find_tokenizer(folder: Path) -> Tokenizer:
+    """That of the folder's tokenizer.json. Without that file it can only be GPT-2's, and a vocab.json must say so.
+    Raises ValueError, and OSError where GPT-2's is not to be had."""
+    path, vocab = folder / "tokenizer.json", folder / "vocab.json"
+    if path.is_file():
+        return read_tokenizer(path)
+    try:
+        tokenizer = Tokenizer.gpt2()
+    except OSError as error:
+        raise OSError(f"{folder} has no tokenizer.json, and {error}") from error
+    text_tokens = {in_characters(token): token_id for token, token_id in tokenizer.ranks.items()}
+    if vocab.is_file() and read_json(vocab) | tokenizer.special_tokens != text_tokens | tokenizer.special_tokens:
+        raise ValueError(f"{vocab}: not GPT-2's vocabulary; another one must be given as a tokenizer.json")
+    return tokenizer
+
+
 def read_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a tokenizer.json. Raises ValueError where this one would not give the same ids."""
     saved = read_json(path)
@@ -66,8 +83,9 @@ def read_tokenizer(path: Path) -> Tokenizer:
         tokenizer = Tokenizer(ranks, special_tokens, SPLIT if cut == OURS else GPT2_SPLIT)
         merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
         follows = merges == tokenizer_json(tokenizer)["model"]["merges"] and saved.get("normalizer") is None
-        follows &= cut == OURS or BYTE_LEVEL | cut | {"trim_offsets": False} == BYTE_LEVEL  # old files say less
-        follows &= all(token["special"] for token in added)
+        follows &= cut == OURS or {"use_regex": True} | cut | {"trim_offsets": False} == BYTE_LEVEL
+        follows &= sorted(ranks.values()) == list(range(len(ranks)))  # special tokens come after the text's
+        follows &= END_OF_TEXT in special_tokens and all(token["special"] for token in added)
         follows &= not any(model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path}: not a byte-level BPE tokenizer ({type(error).__name__}: {error})") from None
@@ -108,10 +126,16 @@ def jinja(template: Template) -> str:
     opening = {keys[key]: text for key, text in template.before.items()}
     content = "(message.content | tojson)[1:-1]" if template.json_strings else "message.content"
     values = {"OPENING": opening, "CLOSING": template.after, "BEGIN": template.begin, "STOP": template.stop}
-    text = JINJA.replace("CONTENT", content)
-    for name, value in values.items():
-        text = text.replace(name, json.dumps(value))
-    return text
+    values = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()} | {"CONTENT": content}
+    return re.sub("|".join(values), lambda name: values[name[0]], JINJA)
+
+
+def find_template(folder: Path) -> str | None:
+    """The name of the template that is the folder's chat template; None where it has another one, or none."""
+    path, moved = folder / "tokenizer_config.json", folder / "chat_template.jinja"  # to where transformers moves it
+    text = read_json(path).get("chat_template") if path.is_file() else None
+    text = decode_utf8(moved, 1, moved.read_bytes()) if moved.is_file() else text
+    return next((name for name, template in TEMPLATES.items() if jinja(template) == text), None)
 
 
 def tokenizer_files(tokenizer: Tokenizer, template: str | None, stop: int) -> dict[str, dict]:

@@ -16,7 +16,8 @@ from conftest import make_base, write_jsonl
 import chat
 import hf
 import sft
-from hf_tokenizer import BYTES, read_tokenizer, tokenizer_json
+from chat_template import ROLES, TEMPLATES, Template
+from hf_tokenizer import BYTES, find_template, find_tokenizer, jinja, read_tokenizer, tokenizer_files, tokenizer_json
 from tokenizer import END_OF_TEXT, GPT2_SPLIT, Tokenizer, merge_pairs, train_bpe
 
 GOOD = {"model_type": "gpt2", "vocab_size": 257, "n_positions": 64, "n_layer": 2, "n_head": 4, "n_embd": 32}
@@ -44,7 +45,7 @@ def fails(capsys, command, *arguments: object) -> str:
     """The one line that a command says before it ends with status 2."""
     assert command([str(argument) for argument in arguments]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and error.isprintable() is False
+    assert error.startswith("error: ") and error.endswith("\n") and error[:-1].isprintable()
     return error
 
 
@@ -55,7 +56,7 @@ def everything(folder: Path) -> list[Path]:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"model_type": "llama"}, "model_type is 'llama'; this model knows 'gpt2' only"),
+        ({"model_type": "llama", "n_positions": None}, "model_type is 'llama'; this model knows 'gpt2' only"),
         ({"activation_function": "relu"}, "activation_function is 'relu'; this model knows 'gelu_new' only"),
         ({"activation_function": "gelu"}, "activation_function is 'gelu'"),
         ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06; this model knows 1e-05 only"),
@@ -116,6 +117,8 @@ def test_weights_that_are_missing(tmp_path, capsys) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     error = fails(capsys, sft.main, "--init", tmp_path, "--out", tmp_path / "out")
     assert "model.safetensors: no such file" in error and not (tmp_path / "out").exists()
+    (tmp_path / "config.json").rename(tmp_path / "model.safetensors")
+    assert "config.json" in fails(capsys, sft.main, "--init", tmp_path, "--out", tmp_path / "out")
 
 
 def test_what_is_neither_a_folder_nor_a_name(tmp_path) -> None:
@@ -179,7 +182,7 @@ def test_without_a_network(cache, tmp_path, monkeypatch, capsys, reason, fails_a
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     error = fails(capsys, sft.main, "--init", "distilgpt2", "--out", tmp_path / "out")
-    for part in (str(reason), "distilgpt2 could not be downloaded", "--init"):
+    for part in (str(reason), "distilgpt2 could not be downloaded", "and tokenizer.json from", "--init"):
         assert part in error
     folder = "https://huggingface.co/distilbert/distilgpt2/resolve/main/"
     assert folder in error and asked == [folder + "config.json", folder + "model.safetensors"][:fails_at]
@@ -204,7 +207,7 @@ def test_a_published_model_is_known_by_its_name(cache, tmp_path, monkeypatch) ->
     monkeypatch.chdir(tmp_path)
     make_base(Path("small.pt"))
     small, tokenizer, _ = hf.load_checkpoint("small.pt")
-    monkeypatch.setattr(hf, "find_gpt2", lambda path: tmp_path if str(path) == "gpt2" else None)
+    monkeypatch.setattr(hf, "find_gpt2", lambda path: cache / "gpt2" if str(path) == "gpt2" else None)
     monkeypatch.setattr(hf, "load_gpt2", lambda path, dropout: (type(small)(small.config), tokenizer))
     monkeypatch.setattr("model.GPT.init_weights", lambda model: model.load_state_dict(WEIGHTS))
     WEIGHTS = small.state_dict()
@@ -215,6 +218,18 @@ def test_a_published_model_is_known_by_its_name(cache, tmp_path, monkeypatch) ->
     assert chat.main(["run", "--prompt", "a", "--base", "--max-new-tokens", "1"]) == 0
     assert sft.main(["--resume", "run", "--steps", "2"]) == 0
     assert sft.main([*flags, "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize("name", ["a b", "a\nb", "é👋", "\x1b[31mred", os.fsdecode(b"\xff"), "$(ls)'"])
+def test_any_name_is_shown_in_one_line(tmp_path, monkeypatch, capsys, name) -> None:
+    monkeypatch.setattr(hf, "import_safetensors", lambda: None)
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "config.json").write_text("{}")
+    fails(capsys, hf.main, "loss", tmp_path / name, __file__)
+    fails(capsys, hf.main, "export", make_base(tmp_path / "base.pt"), tmp_path / name)
+    monkeypatch.setattr(hf, "export", lambda checkpoint, folder: None)
+    assert hf.main(["export", "base.pt", name]) == 0
+    assert capsys.readouterr().out[:-1].isprintable()
 
 
 def test_a_base_is_found_from_another_folder(tmp_path, monkeypatch) -> None:
@@ -314,11 +329,25 @@ def change(path: str, value: object):
     return apply
 
 
+def specials_first(saved: dict) -> None:
+    """As other trainers number them. A checkpoint of ours could not hold that."""
+    special, text = saved["added_tokens"], saved["model"]["vocab"]
+    for token in special:
+        token["id"] -= len(text)
+    saved["model"]["vocab"] = {token: token_id + len(special) for token, token_id in text.items()}
+
+
+def without_end_of_text(saved: dict) -> None:
+    saved["added_tokens"][0]["content"] = "</s>"
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
         change("model", None),
         change("model", []),
+        specials_first,
+        without_end_of_text,
         change("model/vocab", {"a": 0}),
         change("model/vocab", {"a": "0"}),
         change("model/vocab", {"": 0}),
@@ -371,6 +400,55 @@ def test_gpt2s_vocabulary_in_the_form_of_its_own_files(tmp_path) -> None:
     assert read_tokenizer(tmp_path / "tokenizer.json").state() == gpt2.state()
 
 
+def test_without_its_file_a_tokenizer_is_gpt2s_or_unknown(tmp_path, monkeypatch, tokenizer) -> None:
+    """A vocab.json may stand there, with the special token or without; if it is another one, ids would be wrong."""
+    monkeypatch.setattr(Tokenizer, "gpt2", lambda: tokenizer)
+    assert find_tokenizer(tmp_path) is tokenizer
+
+    def no_network() -> Tokenizer:
+        raise OSError("GPT-2's vocabulary is not on this machine")
+
+    vocab = tokenizer_json(tokenizer)["model"]["vocab"]
+    for same in (vocab, vocab | {END_OF_TEXT: 256}):
+        (tmp_path / "vocab.json").write_text(json.dumps(same))
+        assert find_tokenizer(tmp_path) is tokenizer
+    for other in (vocab | {"a": vocab["b"], "b": vocab["a"]}, vocab | {"ab": 257}, vocab | {"a": []}, {}):
+        (tmp_path / "vocab.json").write_text(json.dumps(other))
+        with pytest.raises(ValueError, match="vocab.json: not GPT-2's vocabulary"):
+            find_tokenizer(tmp_path)
+    monkeypatch.setattr(Tokenizer, "gpt2", no_network)
+    with pytest.raises(OSError, match=f"{tmp_path} has no tokenizer.json, and GPT-2's vocabulary is not on this"):
+        find_tokenizer(tmp_path)
+
+
+# The chat template
+
+
+def test_a_chat_template_of_ours_is_known_again(tmp_path, tokenizer, monkeypatch, capsys) -> None:
+    """In either file of transformers'. Others are not guessed at."""
+    assert find_template(tmp_path) is None
+    for name in (None, *TEMPLATES):
+        ours = tokenizer.with_special(TEMPLATES[name].special_tokens if name else ())
+        settings = tokenizer_files(ours, name, 256)["tokenizer_config"]
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        assert find_template(tmp_path) == name
+        moved = settings.pop("chat_template", "")
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        (tmp_path / "chat_template.jinja").write_text(moved)
+        assert find_template(tmp_path) == name
+        (tmp_path / "chat_template.jinja").write_text(moved + " ")
+        assert find_template(tmp_path) is None
+        (tmp_path / "chat_template.jinja").unlink()
+
+
+def test_the_chat_template_in_jinja_for_any_text(monkeypatch) -> None:
+    """Names of its places in a template's own text, quotes, and characters beyond 16 bits are taken as they are."""
+    text = "CLOSING BEGIN STOP CONTENT 'é\"\n\\n👋"
+    form = Template(dict.fromkeys(ROLES, text), dict.fromkeys(ROLES, text), text, (), begin=text)
+    written = jinja(form)
+    assert written.count(json.dumps(text, ensure_ascii=False)) == 10 and "OPENING" not in written
+
+
 def test_the_loss_of_a_text(tmp_path, capsys) -> None:
     """By hand: the mean of -log p of bytes 2 to the last, of what fits into the context."""
     base = make_base(tmp_path / "base.pt", context_length=16)
@@ -382,8 +460,8 @@ def test_the_loss_of_a_text(tmp_path, capsys) -> None:
     wanted = -sum(probabilities[i, ids[i + 1]].log().item() for i in range(15)) / 15
     assert hf.main(["loss", str(base), str(text)]) == 0
     assert capsys.readouterr().out == f"loss {wanted:.5f} nats a token, over 15 tokens\n"
-    for content, reason in (("a", "no second token"), ("", "no second token")):
+    for content in ("a", ""):
         text.write_text(content)
-        assert reason in fails(capsys, hf.main, "loss", base, text)
-    text.write_bytes(b"\xff")
-    assert "utf-8" in fails(capsys, hf.main, "loss", base, text)
+        assert "no second token" in fails(capsys, hf.main, "loss", base, text)
+    text.write_bytes(b"ab\xff")
+    assert f"{text}: not valid UTF-8 (byte 2)" in fails(capsys, hf.main, "loss", base, text)

@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2Model
 
+import chat
 import hf
 import sft
+from chat_template import TEMPLATES
 from checkpoint import load_checkpoint, save_checkpoint
 from model import GPT
 from tokenizer import END_OF_TEXT, GPT2_SPLIT, Tokenizer
@@ -82,11 +84,20 @@ def test_logits_of_our_weights(tmp_path, sizes) -> None:
     assert theirs.config.resid_pdrop == theirs.config.embd_pdrop == theirs.config.attn_pdrop == 0
 
 
+@pytest.mark.parametrize("template", [None, *TEMPLATES])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_out_and_in_again_is_bit_identical(tmp_path, dtype) -> None:
-    ours, tokenizer = make_model(dtype=dtype), byte_tokenizer()
-    hf.export(saved_model(tmp_path, ours, tokenizer), tmp_path / "one")
-    again, same_tokenizer = hf.load_gpt2(tmp_path / "one")
+def test_out_and_in_again_is_bit_identical(tmp_path, dtype, template) -> None:
+    """Template and stop token, too: what was tuned is no base again."""
+    special_tokens, stop = (), END_OF_TEXT
+    if template:
+        special_tokens, stop = TEMPLATES[template].special_tokens, TEMPLATES[template].stop
+    tokenizer = byte_tokenizer().with_special(special_tokens)
+    sizes = {"vocab_size": tokenizer.n_vocab, "n_vocab": tokenizer.n_vocab}
+    ours, known = make_model(dtype=dtype, **sizes), {"template": template}
+    known["stop"] = [tokenizer.special(stop)]
+    hf.export(saved_model(tmp_path, ours, tokenizer, **known), tmp_path / "one")
+    again, same_tokenizer, meta = load_checkpoint(tmp_path / "one")
+    assert meta == {"file": str(tmp_path / "one"), **known}
     assert vars(again.config) == vars(ours.config) and same_tokenizer.state() == tokenizer.state()
     for (name, tensor), (same_name, same_tensor) in zip(ours.state_dict().items(), again.state_dict().items()):
         assert name == same_name and tensor.dtype == same_tensor.dtype and torch.equal(tensor, same_tensor)
@@ -470,6 +481,12 @@ def test_a_tuned_published_model_goes_all_the_way(tmp_path, downloads, monkeypat
     hf.export("run", "out")
     again, same_tokenizer = hf.load_gpt2("out")
     assert same_tokenizer.state() == tokenizer.state() and again.config.n_vocab == 50259
+    talk = ["--prompt", "a", "--device", "cpu", "--max-new-tokens", "5"]
+    capsys.readouterr()
+    assert chat.main(["run", *talk]) == 0
+    answer = capsys.readouterr().out
+    assert chat.main(["out", *talk]) == 0 and capsys.readouterr().out == answer
+    assert chat.main(["out", *talk, "--base"]) == 2 and "leave --base out" in capsys.readouterr().err
     theirs, ids = AutoModelForCausalLM.from_pretrained("out"), random_ids(50259, 1, 9)
     with torch.no_grad():
         assert len(theirs.transformer.wte.weight) == 50259 and theirs.generation_config.eos_token_id == 50258
