@@ -8,9 +8,7 @@ import contextlib
 import hashlib
 import os
 import pickle
-import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -48,24 +46,6 @@ def save_checkpoint(path: Path, content: dict) -> None:
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
-
-
-@contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A folder beside `path` to write into. It takes that name at the end, or disappears where anything fails before.
-
-    Raises ValueError where something is there already.
-    """
-    path = path.resolve()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"{path} is there already; choose another folder")
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def is_whole(path: Path) -> bool:

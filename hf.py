@@ -10,12 +10,14 @@ That world's names and layouts stand here, and in hf_tokenizer.py those of its t
 """
 
 import argparse
+import contextlib
 import http.client
 import json
+import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chat_template import TEMPLATES, printable
-from checkpoint import find_file, load_checkpoint, new_folder
+from checkpoint import find_file, load_checkpoint
 from hf_tokenizer import find_template, find_tokenizer, read_json, tokenizer_files
 from lora import LoraLinear, merge_lora
 from model import GPT, GPTConfig
@@ -67,6 +69,24 @@ def import_safetensors():
     except ImportError:
         raise ValueError("Hugging Face's weights need the safetensors package: pip install safetensors") from None
     return safetensors
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path` to write into. It takes that name at the end, or disappears where anything fails before.
+
+    Raises ValueError where something is there already.
+    """
+    path = path.resolve()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path} is there already; choose another folder")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 # In
@@ -253,7 +273,8 @@ def export_adapter(checkpoint: str | Path, out_dir: str | Path) -> str | None:
             layers.append(f"transformer.{their_name(name)}")
             tensors |= {f"{layers[-1]}.lora_A.weight": module.lora_a, f"{layers[-1]}.lora_B.weight": module.lora_b}
     folder = find_gpt2(base)  # None for a checkpoint of ours, which peft could not load
-    base_name = PUBLISHED[base] if folder == cache_folder(base) else folder and str(folder.resolve())
+    is_published = base in PUBLISHED and folder == cache_folder(base)
+    base_name = PUBLISHED[base] if is_published else folder and str(folder.resolve())
     settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_name}
     settings |= {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "use_rslora": lora.rslora}
     settings |= {"target_modules": layers, "fan_in_fan_out": True, "bias": "none", "inference_mode": True}

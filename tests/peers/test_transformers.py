@@ -1,6 +1,7 @@
 """The model against transformers' GPT-2, with random weights: in and out, logits, generation, damaged files."""
 
 import json
+import math
 import random
 import shutil
 import struct
@@ -361,6 +362,9 @@ def test_a_head_of_its_own_is_refused(tmp_path) -> None:
         save_file(tensors | {"lm_head.weight": head}, path)
         with pytest.raises(ValueError, match="one matrix for both"):
             hf.load_gpt2(tmp_path)
+    tensors["transformer.wte.weight"][7, 7] = math.nan  # which equals nothing, itself included
+    save_file(tensors, path)
+    assert hf.read_model(tmp_path).tok_emb.weight.isnan().nonzero().tolist() == [[7, 7]]
 
 
 def test_any_byte_of_the_header_may_be_wrong(tmp_path) -> None:
@@ -466,7 +470,7 @@ def test_two_processes_download_at_once(tmp_path, gpt2_folder, downloads, monkey
     assert [path.name for path in (tmp_path / "hub").iterdir()] == ["gpt2"]
 
 
-def test_a_tuned_published_model_goes_all_the_way(tmp_path, downloads, monkeypatch, capsys) -> None:
+def test_a_tuned_published_model_goes_all_the_way(tmp_path, gpt2_folder, downloads, monkeypatch, capsys) -> None:
     """sft.py --init gpt2, export, and back: rows grown and padded here, as many as tokens there."""
     monkeypatch.chdir(tmp_path)
     Path("data.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 60)
@@ -487,6 +491,11 @@ def test_a_tuned_published_model_goes_all_the_way(tmp_path, downloads, monkeypat
     answer = capsys.readouterr().out
     assert chat.main(["out", *talk]) == 0 and capsys.readouterr().out == answer
     assert chat.main(["out", *talk, "--base"]) == 2 and "leave --base out" in capsys.readouterr().err
+    for folder, wanted in (("by-name", "openai-community/gpt2"), ("by-folder", str(tmp_path / "gpt2"))):
+        hf.export_adapter("run", folder)
+        assert json.loads(Path(folder, "adapter_config.json").read_text())["base_model_name_or_path"] == wanted
+        if folder == "by-name":  # the name is now that of a folder, which is found first
+            shutil.copytree(gpt2_folder, "gpt2")
     theirs, ids = AutoModelForCausalLM.from_pretrained("out"), random_ids(50259, 1, 9)
     with torch.no_grad():
         assert len(theirs.transformer.wte.weight) == 50259 and theirs.generation_config.eos_token_id == 50258
