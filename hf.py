@@ -107,7 +107,8 @@ def cache_folder(name: str) -> Path:
 
 
 def download(name: str) -> Path:
-    """A published model's folder in torch's cache, which is there whole or not at all. Raises OSError."""
+    """A published model's folder in torch's cache, which is there whole or not at all. Raises OSError, and ValueError without
+    the safetensors package."""
     folder, url = cache_folder(name), f"https://huggingface.co/{PUBLISHED[name]}/resolve/main"
     if folder.is_dir():
         return folder
@@ -215,8 +216,8 @@ def load_gpt2(
 
 
 def load(name_or_dir: str | Path, dropout: float = 0.0) -> tuple[GPT, Tokenizer, dict]:
-    """For `load_checkpoint`, in which the errors are described: the model, its tokenizer, and what else is known. That
-    is the chat template where it is one of ours, as in a folder that `export` wrote."""
+    """What `load_checkpoint` gives, for a model in this format. Its template is known where it is one of ours, as in a
+    folder that `export` wrote. Raises what `load_gpt2` does."""
     model, tokenizer = load_gpt2(name_or_dir, dropout=dropout)
     folder = find_gpt2(name_or_dir)
     template = find_template(folder)

@@ -17,7 +17,16 @@ import chat
 import hf
 import sft
 from chat_template import ROLES, TEMPLATES, Template
-from hf_tokenizer import BYTES, find_template, find_tokenizer, jinja, read_tokenizer, tokenizer_files, tokenizer_json
+from hf_tokenizer import (
+    BYTE_LEVEL,
+    BYTES,
+    find_template,
+    find_tokenizer,
+    jinja,
+    read_tokenizer,
+    tokenizer_files,
+    tokenizer_json,
+)
 from tokenizer import END_OF_TEXT, GPT2_SPLIT, Tokenizer, merge_pairs, train_bpe
 
 GOOD = {"model_type": "gpt2", "vocab_size": 257, "n_positions": 64, "n_layer": 2, "n_head": 4, "n_embd": 32}
@@ -370,6 +379,7 @@ def without_end_of_text(saved: dict) -> None:
         change("pre_tokenizer", None),
         change("pre_tokenizer", {"type": "Whitespace"}),
         change("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False}),
+        change("pre_tokenizer", BYTE_LEVEL | {"use_regex": False}),
         change("pre_tokenizer/pretokenizers/0/pattern/Regex", r"\p{N}{1,3}"),
     ],
 )
