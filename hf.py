@@ -107,8 +107,8 @@ def cache_folder(name: str) -> Path:
 
 
 def download(name: str) -> Path:
-    """A published model's folder in torch's cache, which is there whole or not at all. Raises OSError, and ValueError without
-    the safetensors package."""
+    """A published model's folder in torch's cache, which is there whole or not at all. Raises OSError, and ValueError
+    where safetensors is not installed."""
     folder, url = cache_folder(name), f"https://huggingface.co/{PUBLISHED[name]}/resolve/main"
     if folder.is_dir():
         return folder
