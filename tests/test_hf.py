@@ -338,14 +338,6 @@ def change(path: str, value: object):
     return apply
 
 
-def specials_first(saved: dict) -> None:
-    """As other trainers number them. A checkpoint of ours could not hold that."""
-    special, text = saved["added_tokens"], saved["model"]["vocab"]
-    for token in special:
-        token["id"] -= len(text)
-    saved["model"]["vocab"] = {token: token_id + len(special) for token, token_id in text.items()}
-
-
 def without_end_of_text(saved: dict) -> None:
     saved["added_tokens"][0]["content"] = "</s>"
 
@@ -355,7 +347,6 @@ def without_end_of_text(saved: dict) -> None:
     [
         change("model", None),
         change("model", []),
-        specials_first,
         without_end_of_text,
         change("model/vocab", {"a": 0}),
         change("model/vocab", {"a": "0"}),
@@ -389,6 +380,16 @@ def test_a_tokenizer_that_would_give_other_ids_is_refused(tmp_path, learned, spo
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(saved))
     with pytest.raises(ValueError, match=r"tokenizer.json: (not a byte-level BPE tokenizer|a tokenizer whose ids)"):
+        read_tokenizer(path)
+
+
+def test_special_tokens_before_those_of_text_are_refused(tmp_path, tokenizer) -> None:
+    """As other trainers number them. A checkpoint of ours could not hold that."""
+    saved, path = tokenizer_json(tokenizer), tmp_path / "tokenizer.json"
+    saved["added_tokens"][0]["id"] = 0
+    saved["model"]["vocab"] = {token: token_id + 1 for token, token_id in saved["model"]["vocab"].items()}
+    path.write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match="a tokenizer whose ids"):
         read_tokenizer(path)
 
 
