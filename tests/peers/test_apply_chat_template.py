@@ -59,7 +59,7 @@ def compare(messages: list[Message], ours: Tokenizer, theirs, template: str) -> 
     assert theirs.apply_chat_template(plain(messages), tokenize=False) == ours.decode(ids)
     assert out["input_ids"] != ids or out["assistant_masks"] == mask
     asked = messages[:-1] if len(messages) > 1 else messages
-    prompt = theirs.apply_chat_template(plain(asked), add_generation_prompt=True)["input_ids"]
+    prompt = theirs.apply_chat_template(plain(asked), add_generation_prompt=True, return_dict=True)["input_ids"]
     space = any(message.content[:1].isspace() for message in messages)
     return Counter(n=1, space=space, ids=out["input_ids"] != ids, prompt=prompt != render_prompt(asked, ours, template))
 
@@ -120,7 +120,7 @@ def test_why_white_space_differs(tmp_path, spacious) -> None:
     ours, theirs = exported(spacious, "chatml", tmp_path)
     messages = [Message("user", "Hi"), Message("assistant", "\n\nHello")]
     ids, _ = render(messages, ours)
-    their_ids = theirs.apply_chat_template(plain(messages))["input_ids"]
+    their_ids = theirs.apply_chat_template(plain(messages), return_dict=True)["input_ids"]
     apart = ours.encode("assistant\n") + ours.encode("\n\nHello")
     joined = ours.encode("assistant\n\n\nHello")
     assert apart != joined
