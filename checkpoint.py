@@ -88,11 +88,17 @@ def read_checkpoint(path: str | Path) -> dict:
 
 def load_checkpoint(path: str | Path, device: str = "cpu", dropout: float = 0.0) -> tuple[GPT, Tokenizer, dict]:
     """The model, in float32 (float64 if it was trained so); its tokenizer; and what else the file holds: "template"
-    (None for a base), "stop" ids, "base", "args", "step", "optimizer".
+    (None for a base), "stop" ids, "base", "args", "step", "optimizer". `path` may also name a model in Hugging Face's
+    format, for which hf.py is asked: "gpt2" or another published one, or a folder.
 
     Raises FileNotFoundError, and ValueError as `read_checkpoint` and `restore`.
     """
-    model, tokenizer, meta = restore(read_checkpoint(path), dropout)
+    import hf  # here, because it loads checkpoints itself
+
+    if hf.find_gpt2(path):
+        model, tokenizer, meta = hf.load(path, dropout)
+    else:
+        model, tokenizer, meta = restore(read_checkpoint(path), dropout)
     return model.to(device).eval(), tokenizer, meta
 
 

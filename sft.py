@@ -60,7 +60,7 @@ class Config:
     max_length: int | None = option(None, "data", "longest conversation in tokens (default: the context)", least=1)
     overlong: str = option("drop", "data", "what to do with longer ones", ("drop", "truncate"))
 
-    init: str = option("base.pt", "model", "checkpoint to start from")
+    init: str = option("base.pt", "model", "checkpoint, Hugging Face folder, or gpt2 and the like to start from")
     dropout: float = option(0.0, "model", "dropout in the model while training", least=0)
     lora_rank: int = option(0, "model", "train adapters of this rank; 0 trains all weights", least=0)
     lora_alpha: float = option(16.0, "model", "LoRA's scale is alpha / rank", least=0)
@@ -378,6 +378,8 @@ def split_weight(argument: str) -> tuple[Path, float]:
 
 def open_folder(config: Config) -> Path:
     """A new numbered folder, or --out, which must not hold a run unless --overwrite."""
+    from hf import find_gpt2
+
     if config.out is None:
         name = split_weight(config.data[0])[0].stem
         config.out = next(f"out/{name}-{n}" for n in itertools.count(1) if not Path(f"out/{name}-{n}").exists())
@@ -385,7 +387,7 @@ def open_folder(config: Config) -> Path:
     earlier = [path for pattern in ("checkpoint-*", "log.csv", "loss.png") for path in folder.glob(pattern)]
     if earlier and not config.overwrite and rank() == 0:
         raise ValueError(f"{folder} holds a run: --resume {folder} goes on with it, --overwrite replaces it")
-    if earlier and find_file(config.init).resolve().is_relative_to(folder.resolve()):
+    if earlier and (find_gpt2(config.init) or find_file(config.init)).resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"--overwrite would remove {config.init}, which this run starts from; choose another --out")
     if rank() == 0:
         for path in earlier:
@@ -412,7 +414,8 @@ def start_model(config: Config) -> tuple[GPT, Tokenizer, dict]:
     tokenizer; where it came from. Settles config.template."""
     model, tokenizer, meta = load_checkpoint(config.init, dropout=config.dropout)
     lora.merge_lora(model)
-    path = Path(meta["file"]).resolve()  # the file itself: a folder's newest checkpoint may be another one tomorrow
+    path = Path(meta["file"])  # the file itself: a folder's newest checkpoint may be another one tomorrow
+    path = path.resolve() if path.exists() else path  # the name of a published model stays a name
     config.template = config.template or meta["template"] or "chatml"
     base = {"path": str(path.relative_to(HERE) if path.is_relative_to(HERE) else path)}
     base |= {"fingerprint": lora.fingerprint(model), "template": meta["template"]}

@@ -1,7 +1,9 @@
 """Small, hermetic stand-ins: a tokenizer of 256 bytes, a GPT of a few thousand parameters, a base made of both."""
 
 import dataclasses
+import importlib.util
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,18 @@ from checkpoint import save_checkpoint
 from model import GPT, GPTConfig
 from tokenizer import END_OF_TEXT, Tokenizer
 
+# tests/peers compares with packages that this project does not need; they have an environment of their own.
+HAS_PEERS = all(importlib.util.find_spec(name) for name in ("transformers", "peft", "safetensors"))
+collect_ignore = [] if HAS_PEERS else ["peers"]
+os.environ["HF_HUB_OFFLINE"] = "1"  # else transformers asks a server even for what lies in a folder
+
 CONFIG = GPTConfig(vocab_size=257, context_length=256, n_layer=2, n_head=4, n_embd=32)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    if not HAS_PEERS:
+        how = "pip install -r tests/peers/requirements.txt && python -m pytest tests/peers"
+        terminalreporter.write_line(f"tests/peers, against transformers and peft, skipped. To run it: {how}")
 
 
 @pytest.fixture(scope="session", autouse=True)
