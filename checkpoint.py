@@ -131,13 +131,15 @@ def open_folder(out: str | None, name: str, overwrite: bool, init: str) -> Path:
     Raises ValueError where it holds one, or the checkpoint `init` that the new run starts from; OSError where another
     process is at work in it.
     """
+    from hf import find_gpt2  # here, because it loads checkpoints
+
     if rank() != 0:
         return Path(out or "out")
     folder = Path(out) if out else make_numbered_folder(f"out/{name}")
     earlier = [path for pattern in ("checkpoint-*", "log.*", "loss.png") for path in folder.glob(pattern)]
     if earlier and not overwrite:
         raise ValueError(f"{folder} holds a run: --resume {folder} goes on with it, --overwrite replaces it")
-    if earlier and find_file(init).resolve().is_relative_to(folder.resolve()):
+    if earlier and (find_gpt2(init) or find_file(init)).resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"--overwrite would remove {init}, which this run starts from; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder):
@@ -243,11 +245,17 @@ def load_checkpoint(
     path: str | Path, device: str = "cpu", dropout: float = 0.0, depth: int = 0
 ) -> tuple[GPT, Tokenizer, dict]:
     """The model, in float32 (float64 if it was trained so); its tokenizer; and what else the file holds: "template"
-    (None for a base), "stop" ids, "base", "args", "step", "optimizer".
+    (None for a base), "stop" ids, "base", "args", "step", "optimizer". `path` may also name a model in Hugging Face's
+    format, for which hf.py is asked: "gpt2" or another published one, or a folder.
 
     Raises FileNotFoundError, and ValueError as `read_checkpoint` and `restore`.
     """
-    model, tokenizer, meta = restore(read_checkpoint(path), dropout, depth)
+    import hf  # here, because it loads checkpoints itself
+
+    if hf.find_gpt2(path):
+        model, tokenizer, meta = hf.load(path, dropout)
+    else:
+        model, tokenizer, meta = restore(read_checkpoint(path), dropout, depth)
     return model.to(device).eval(), tokenizer, meta
 
 
