@@ -10,10 +10,11 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
-from chat_template import TEMPLATES, Message, printable, render_prompt
+from chat_template import TEMPLATES, Message, escape_what_cannot_be_printed, printable, render_prompt
 from checkpoint import load_checkpoint
 from model import GPT, check_sampling
-from sft import Config, choose_device, continue_text
+from samples import continue_text
+from sft import Config, choose_device
 from tokenizer import Tokenizer
 
 HELP = "/system TEXT sets the system message and starts afresh, /reset forgets the conversation, /quit ends (or Ctrl-D)"
@@ -115,7 +116,7 @@ def repl(chat: Chat) -> None:
             try:
                 chat.say(line)
             except ValueError as error:
-                print(f"error: {error}")
+                print(f"error: {printable(str(error))}")
             except KeyboardInterrupt:
                 print("\n(stopped; this question and its answer are forgotten)")
 
@@ -133,6 +134,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the sampling (%(default)s)")
     parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
     args = parser.parse_args(argv)
+    escape_what_cannot_be_printed()
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text get an error of their own, not the end
     try:
         if args.max_new_tokens < 1:
             raise ValueError(f"--max-new-tokens must be at least 1, not {args.max_new_tokens}")
@@ -143,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             repl(chat)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

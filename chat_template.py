@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import re
+import reprlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from pathlib import Path
 ROLES = ("system", "user", "assistant", "tool")
 TRAIN_ON = ("assistant", "last", "all")
 END_OF_TEXT = "<|endoftext|>"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,11 @@ class Message:
 
     def __post_init__(self) -> None:
         if self.role not in (*ROLES, "text"):
-            raise ValueError(f"unknown role {self.role!r}; roles are {', '.join(ROLES)}")
+            raise ValueError(f"unknown role {quoted(self.role)}; roles are {', '.join(ROLES)}")
         if not isinstance(self.content, str):
             raise ValueError(f"the content of a {self.role} message must be text, not {type(self.content).__name__}")
         if self.weight not in (0, 1):
-            raise ValueError(f"the weight of a message must be 0 or 1, not {self.weight!r}")
+            raise ValueError(f"the weight of a message must be 0 or 1, not {quoted(self.weight)}")
 
 
 # Templates
@@ -165,12 +167,16 @@ class Rendering:
 
     def add_markup(self, markup: str, supervised: bool) -> None:
         """A template's own text, in which the template's special tokens are meant."""
-        names = "|".join(re.escape(name) for name in self.special_tokens)
-        for part in re.split(f"({names})", markup):
-            if part in self.special_tokens:
-                self.add([self.tokenizer.special(part)], supervised)
-            elif part:
-                self.add_content(part, supervised)
+        self.add(markup_ids(markup, self.special_tokens, self.tokenizer), supervised)
+
+
+@functools.lru_cache(maxsize=256)  # of a million conversations all have the same few headers
+def markup_ids(markup: str, special_tokens: tuple[str, ...], tokenizer) -> tuple[int, ...]:
+    names = "|".join(re.escape(name) for name in special_tokens)
+    ids: list[int] = []
+    for part in re.split(f"({names})", markup):
+        ids += [tokenizer.special(part)] if part in special_tokens else tokenizer.encode(part)
+    return tuple(ids)
 
 
 def render(
@@ -250,7 +256,7 @@ def form_of(record: dict) -> tuple[str, ...]:
     for form in FORMS:
         if all(key in record for key in form):
             return form
-    found = printable(", ".join(record)) or "(none)"
+    found = one_line(", ".join(record)) or "(none)"
     raise ValueError(f"unknown form of record, with the keys {found}; accepted: {ACCEPTED}")
 
 
@@ -308,15 +314,15 @@ def list_of(record: dict, key: str) -> list:
 
 def read_turn(turn: dict, role_key: str, content_key: str, role_names: dict[str, str] | None) -> Message:
     if not isinstance(turn, dict) or role_key not in turn or content_key not in turn:
-        found = printable(", ".join(turn)) if isinstance(turn, dict) else type(turn).__name__
+        found = one_line(", ".join(turn)) if isinstance(turn, dict) else type(turn).__name__
         raise ValueError(f'a message needs "{role_key}" and "{content_key}" (found {found})')
     role = turn[role_key]
     if role_names:
         if not isinstance(role, str) or role not in role_names:
-            raise ValueError(f"unknown role {role!r}; roles are {', '.join(role_names)}")
+            raise ValueError(f"unknown role {quoted(role)}; roles are {', '.join(role_names)}")
         role = role_names[role]
     if role == "text":
-        raise ValueError(f"unknown role {role!r}; roles are {', '.join(ROLES)}")
+        raise ValueError(f"unknown role {quoted(role)}; roles are {', '.join(ROLES)}")
     return Message(role, text_of(turn[content_key]), turn.get("weight", turn.get("loss_weight", 1)))
 
 
@@ -331,28 +337,33 @@ def text_of(content: object) -> str:
     return content
 
 
-def read_records(path: str | Path) -> Iterator[tuple[int, object]]:
-    """(line, record) for each record of a file: JSON Lines, or one JSON array.
+def read_raw(path: str | Path) -> Iterator[tuple[int, object]]:
+    """(line, what stands there) for each record of a file: of JSON Lines the bytes of the line, so that somebody else
+    can parse them (dataset.py's processes do); of one JSON array, which is read whole, the record itself.
 
     Raises ValueError (`file:line: reason`) for invalid UTF-8 and invalid JSON, OSError where the file cannot be read.
     """
     with open(path, "rb") as file:
-        lines = (line.removeprefix(b"\xef\xbb\xbf").strip() for line in file)
+        lines = (line.removeprefix(BYTE_ORDER_MARK).strip() for line in file)
         start = next(filter(None, lines), b"")
         file.seek(0)
         if start.startswith(b"["):
             yield from read_array(path, file.read())
             return
         for number, line in enumerate(file, 1):
-            text = decode_utf8(path, number, line).strip()
-            if text:
-                yield number, parse_json(path, number, text)
+            line = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
+            if line.strip():
+                yield number, line
+
+
+def parse_raw(path: str | Path, number: int, raw: object) -> object:
+    """The record in what `read_raw` gives. Raises as `read_raw`."""
+    return parse_json(path, number, decode_utf8(path, number, raw).strip()) if isinstance(raw, bytes) else raw
 
 
 def read_array(path: str | Path, data: bytes) -> Iterator[tuple[int, object]]:
-    for number, line in enumerate(data.split(b"\n"), 1):
-        decode_utf8(path, number, line)
-    text = data.decode("utf-8-sig")
+    text = decode_utf8(path, 1, data.removeprefix(BYTE_ORDER_MARK))
+    del data
     decoder, number, counted_to, end = json.JSONDecoder(), 1, 0, text.index("[") + 1
     separator = re.compile(r"\s*")
     while True:
@@ -375,11 +386,13 @@ def read_array(path: str | Path, data: bytes) -> Iterator[tuple[int, object]]:
         raise ValueError(f"{path}:{number}: not valid JSON: something follows the array")
 
 
-def decode_utf8(path: str | Path, number: int, line: bytes) -> str:
+def decode_utf8(path: str | Path, number: int, data: bytes) -> str:
+    """The text of `data`, which begins on line `number`."""
     try:
-        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}:{number}: not valid UTF-8 (byte {error.start} of the line)") from None
+        number, column = number + data.count(b"\n", 0, error.start), error.start - 1 - data.rfind(b"\n", 0, error.start)
+        raise ValueError(f"{path}:{number}: not valid UTF-8 (byte {column} of the line)") from None
 
 
 def parse_json(path: str | Path, number: int, text: str, parse=json.loads):
@@ -394,13 +407,19 @@ def parse_json(path: str | Path, number: int, text: str, parse=json.loads):
         raise ValueError(f"{path}:{number}: not valid JSON: {error}") from None
 
 
+def read_conversation(path: str | Path, number: int, raw: object) -> tuple[dict, list[Message]]:
+    """The record and the conversation in what `read_raw` gives. Raises ValueError, `file:line: reason`."""
+    record = parse_raw(path, number, raw)
+    try:
+        return record, read_record(record)
+    except ValueError as error:
+        raise ValueError(f"{path}:{number}: {error}") from None
+
+
 def read_conversations(path: str | Path) -> Iterator[tuple[int, dict, list[Message]]]:
     """(line, record, conversation) for each record of a file. Raises ValueError, `file:line: reason`."""
-    for number, record in read_records(path):
-        try:
-            yield number, record, read_record(record)
-        except ValueError as error:
-            raise ValueError(f"{path}:{number}: {error}") from None
+    for number, raw in read_raw(path):
+        yield number, *read_conversation(path, number, raw)
 
 
 # What is trained on, made visible
@@ -409,6 +428,22 @@ def read_conversations(path: str | Path) -> Iterator[tuple[int, dict, list[Messa
 def printable(text: str, keep: str = "") -> str:
     """Text for the screen: unprintable characters are escaped (but for `keep`), so that data drives no terminal."""
     return "".join(char if char.isprintable() or char in keep else repr(char)[1:-1] for char in text)
+
+
+def one_line(text: str, width: int = 160) -> str:
+    """As `printable`, and no longer than a few lines of the screen."""
+    return printable(text) if len(text) <= width else printable(text[:width]) + " ..."
+
+
+def quoted(value: object) -> str:
+    """Any value out of a file, for an error: however large or deeply nested it is, a short text."""
+    return printable(reprlib.repr(value))
+
+
+def escape_what_cannot_be_printed() -> None:
+    """In a terminal that knows no é, and for file names that are not Unicode."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def show_mask(ids: Sequence[int], loss_mask: Sequence[int], tokenizer, colour: bool = True) -> str:
@@ -433,6 +468,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--init", default="data/base.pt", help="checkpoint whose tokenizer is used (%(default)s)")
     parser.add_argument("--number", type=int, default=3, help="how many conversations to show (%(default)s)")
     args = parser.parse_args(argv)
+    escape_what_cannot_be_printed()
     try:
         _, tokenizer, _ = load_checkpoint(args.init, "cpu")
         tokenizer = tokenizer.with_special(TEMPLATES[args.template].special_tokens)
@@ -441,10 +477,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"{args.data}: no record in this file")
         for line, _, messages in conversations:
             ids, loss_mask = render(messages, tokenizer, args.template, args.train_on)
-            print(f"{args.data}:{line}: {len(ids)} tokens, {sum(loss_mask)} supervised")
+            print(f"{printable(args.data)}:{line}: {len(ids)} tokens, {sum(loss_mask)} supervised")
             print(show_mask(ids, loss_mask, tokenizer, colour=not os.environ.get("NO_COLOR")) + "\n")
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     return 0
 

@@ -31,8 +31,14 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         self.n_vocab = self.n_vocab or self.vocab_size
-        if self.n_embd % self.n_head or not 0 < self.n_vocab <= self.vocab_size:
+        if self.n_head < 1 or self.n_embd % self.n_head or not 0 < self.n_vocab <= self.vocab_size:
             raise ValueError(f"n_embd must be a multiple of n_head, and n_vocab at most vocab_size: {self}")
+
+    @property
+    def n_parameters(self) -> int:
+        """Of a block, 12 C^2 weights in its four matrices, and 13 C in biases and norms."""
+        blocks = self.n_layer * (12 * self.n_embd**2 + 13 * self.n_embd)
+        return (self.vocab_size + self.context_length + 2) * self.n_embd + blocks
 
 
 class KVCache:
@@ -40,8 +46,8 @@ class KVCache:
 
     def __init__(self, config: GPTConfig, batch_size: int, capacity: int, like: Tensor):
         head_size = config.n_embd // config.n_head
-        # (layer, key or value, B, H, capacity, D)
-        self.kv = like.new_zeros(config.n_layer, 2, batch_size, config.n_head, capacity, head_size)
+        shape = config.n_layer, 2, batch_size, config.n_head, capacity, head_size  # 2: keys and values
+        self.kv = torch.zeros(shape, dtype=like.dtype, device=like.device)  # not new_zeros: `like` may be a shard
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=like.device)  # (B,) tokens in the cache
 
     def positions(self, n_new: int) -> Tensor:

@@ -90,6 +90,9 @@ class Tokenizer:
 
     @classmethod
     def from_state(cls, state: dict) -> "Tokenizer":
+        """Raises ValueError where the pattern is not one of ours: a pattern out of a file could take for ever."""
+        if state["split"] not in (SPLIT, GPT2_SPLIT):
+            raise ValueError("the tokenizer splits text by a pattern that tokenizer.py does not know")
         ranks = {base64.b64decode(token): rank for rank, token in enumerate(state["tokens"])}
         return cls(ranks, dict(state["special_tokens"]), state["split"])
 

@@ -4,6 +4,11 @@ import dataclasses
 import importlib.util
 import json
 import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +26,48 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # else transformers asks a server even for w
 CONFIG = GPTConfig(vocab_size=257, context_length=256, n_layer=2, n_head=4, n_embd=32)
 
 
+def pytest_addoption(parser) -> None:
+    parser.addoption("--full", action="store_true", help="tests/faults: all faults, not the share that CI takes")
+
+
+class Zygote:
+    """Runs of sft.py that something happens to, each in a process of its own; see faults/zygote.py."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, str(Path(__file__).parent / "faults/zygote.py")]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(command, env=environment, text=True, **pipes)
+
+    def run(self, folder: Path, arguments: str, fault: dict | None = None, processes: int = 1) -> list[dict]:
+        """The end of each process: "status", "out", "err"; and the "lines" that the fault has counted."""
+        folder.mkdir(exist_ok=True)
+        request = {"argv": arguments.split(), "cwd": str(folder), "fault": fault or {}, "processes": processes}
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    zygote = Zygote()
+    yield zygote
+    zygote.process.stdin.close()
+    zygote.process.wait()
+
+
+FAULTS: Counter[str] = Counter()
+
+
+@pytest.fixture(scope="session")
+def counts() -> Counter[str]:
+    """What tests/faults did to runs, records and files, shown at the end."""
+    return FAULTS
+
+
 def pytest_terminal_summary(terminalreporter) -> None:
+    if FAULTS:
+        terminalreporter.write_line("faults: " + ", ".join(f"{n:,} {name}" for name, n in FAULTS.items()))
     if not HAS_PEERS:
         how = "pip install -r tests/peers/requirements.txt && python -m pytest tests/peers"
         terminalreporter.write_line(f"tests/peers, against transformers and peft, skipped. To run it: {how}")
@@ -78,3 +124,24 @@ def assert_exact(actual: torch.Tensor, expected: torch.Tensor) -> None:
     """What the claims call exact, in float64."""
     assert actual.shape == expected.shape
     assert (actual - expected).norm() <= 1e-12 * expected.norm()
+
+
+def children(process: int) -> set[int]:
+    """The processes that a process has started, and those that they have. (Only on Linux.)"""
+    tasks = Path(f"/proc/{process}/task").glob("*/children")
+    direct = {int(child) for task in tasks for child in task.read_text().split()}
+    return direct.union(*map(children, direct))
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until_gone(processes: set[int]) -> None:
+    deadline = time.monotonic() + 300
+    while any(map(is_running, processes)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

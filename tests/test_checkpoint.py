@@ -1,14 +1,27 @@
 """checkpoint.py: a save that may be cut off anywhere, damage that is noticed, nothing that is executed."""
 
+import copy
+import errno
 import os
 import pickle
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
-from checkpoint import is_whole, load_checkpoint, read_checkpoint, save_checkpoint
+import checkpoint
+from checkpoint import (
+    is_whole,
+    load_checkpoint,
+    load_optimizer,
+    lock,
+    make_numbered_folder,
+    open_folder,
+    read_checkpoint,
+    save_checkpoint,
+)
 
 
 def run_folder(path: Path, steps: tuple[int, ...] = (1, 2)) -> Path:
@@ -47,6 +60,56 @@ def test_a_damaged_file_is_refused_and_the_one_before_is_used(tmp_path: Path, ca
         read_checkpoint(tmp_path / "not-there")
 
 
+def test_a_bad_sector_is_damage(tmp_path: Path, monkeypatch, capsys):
+    """Claim 19: a disk that gives an error instead of the bytes; any other error is told as it is."""
+    folder = run_folder(tmp_path / "run")
+    code = errno.EIO
+
+    class BadFile:
+        def __init__(self, path: Path, mode: str):
+            self.file = open(path, mode)
+            self.is_bad = path.name.startswith("checkpoint-0000002")
+
+        def __enter__(self) -> "BadFile":
+            return self
+
+        def __exit__(self, *_) -> None:
+            self.file.close()
+
+        def read(self, *size: int) -> bytes:
+            if self.is_bad:
+                raise OSError(code, os.strerror(code))
+            return self.file.read(*size)
+
+    monkeypatch.setattr(checkpoint, "open", BadFile, raising=False)
+    assert read_checkpoint(folder)["step"] == 1
+    assert "checkpoint-0000002.pt: damaged" in capsys.readouterr().err
+    code = errno.EACCES
+    with pytest.raises(PermissionError):
+        read_checkpoint(folder)
+
+
+def test_a_folder_belongs_to_one_process_at_a_time(tmp_path: Path):
+    """Claim 19: whoever resumes a run that is still going, or overwrites it, is sent away, and nothing is removed."""
+    folder = run_folder(tmp_path / "run")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    (tmp_path / "base.pt").touch()
+    overwriting = dict(out=str(folder), name="run", overwrite=True, init=str(tmp_path / "base.pt"))
+    with lock(folder):
+        for attempt in (lambda: lock(folder).__enter__(), lambda: open_folder(**overwriting)):
+            with pytest.raises(OSError, match="run: another process is at work in this folder"):
+                attempt()
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert open_folder(**overwriting) == folder and not list(folder.iterdir())
+
+
+def test_runs_that_start_together_get_a_folder_each(tmp_path: Path):
+    (tmp_path / "run-2").touch()
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(make_numbered_folder, [str(tmp_path / "run")] * 40))
+    assert sorted(map(str, folders)) == sorted(str(tmp_path / f"run-{n}") for n in (1, *range(3, 42)))
+
+
 def test_a_save_that_is_cut_off_leaves_the_earlier_file(tmp_path: Path, monkeypatch):
     """Claim 19: written beside, synced, then renamed; a failure at any of these steps loses nothing."""
     folder = run_folder(tmp_path / "run")
@@ -56,14 +119,14 @@ def test_a_save_that_is_cut_off_leaves_the_earlier_file(tmp_path: Path, monkeypa
 
         def cut_off(*arguments, name=name):
             if name == "save":
-                Path(arguments[1]).write_bytes(b"half a ")
+                arguments[1].write(b"half a ")
             raise OSError("cut off in " + name)
 
         with monkeypatch.context() as patch:
             patch.setattr(module, name, cut_off)
             with pytest.raises(OSError, match=name):
                 save_checkpoint(path, {"step": 3})
-        assert sorted(file.name for file in folder.glob("*.pt")) == ["checkpoint-0000001.pt", path.name]
+        assert sorted(file.name for file in folder.iterdir()) == ["checkpoint-0000001.pt", path.name]
         assert is_whole(path) and torch.equal(read_checkpoint(folder)["model"]["w"], earlier["model"]["w"])
 
         def noted(*arguments, name=name, genuine=genuine):
@@ -95,7 +158,7 @@ def test_a_pickled_object_is_refused_and_not_executed(tmp_path: Path):
     save_checkpoint(path, {"model": {}, "tokenizer": Bomb(crater)})
     old_format = tmp_path / "old.pt"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "save", lambda content, to: Path(to).write_bytes(pickle.dumps(content, protocol=2)))
+        patch.setattr(torch, "save", lambda content, to: to.write(pickle.dumps(content, protocol=2)))
         save_checkpoint(old_format, {"tokenizer": Bomb(crater)})
     for file in (path, old_format):
         assert is_whole(file)
@@ -132,3 +195,44 @@ def test_half_precision_is_loaded_in_full(base: Path, tmp_path: Path):
     model, _, _ = load_checkpoint(tmp_path / "half.pt")
     for name, tensor in model.state_dict().items():
         assert tensor.dtype == torch.float32 and torch.equal(tensor, content["model"][name].float())
+
+
+def test_an_optimiser_state_of_other_shapes_is_refused():
+    """Claim 20: torch's fused AdamW would take it and read and write beyond the end of a tensor."""
+    linear = torch.nn.Linear(300, 200)
+    optimizer = torch.optim.AdamW(linear.parameters(), fused=True)
+    linear(torch.ones(300)).sum().backward()
+    optimizer.step()
+    good = optimizer.state_dict()
+    load_optimizer(optimizer, copy.deepcopy(good))
+    for name, value in (
+        ("exp_avg", torch.tensor(0.0)),
+        ("exp_avg_sq", torch.zeros(300)),
+        ("exp_avg_sq", torch.zeros(300, 200)),
+        ("exp_avg", torch.zeros(1).expand(200, 300)),
+        ("step", torch.zeros(200, 300)),
+        ("step", torch.zeros(1)),
+        ("step", None),
+        ("more", torch.tensor(0.0)),
+    ):
+        bad = copy.deepcopy(good)
+        bad["state"][0][name] = value
+        with pytest.raises(ValueError, match="the optimiser's state does not fit this model"):
+            load_optimizer(optimizer, bad)
+    for i, name in ((0, "exp_avg"), (1, "step")):
+        bad = copy.deepcopy(good)
+        del bad["state"][i][name]
+        with pytest.raises(ValueError, match="the optimiser's state does not fit this model"):
+            load_optimizer(optimizer, bad)
+
+
+@pytest.mark.parametrize("way", ["tokenizer tokens", "stop", "args lr", "lora token_ids", "template", "base path"])
+def test_tensors_stand_only_where_weights_are(tmp_path: Path, way: str):
+    """Claim 20: a loop over this one, of 4 bytes in its file, would make a million tensors."""
+    content = {"model": {}, "tokenizer": {}, "base": {}, "args": {}, "lora": {}}
+    *outer, last = way.split()
+    holder = content[outer[0]] if outer else content
+    holder[last] = torch.zeros(1).expand(10**6, 10**6)
+    save_checkpoint(tmp_path / "hostile.pt", content)
+    with pytest.raises(ValueError, match="hostile.pt: not a checkpoint of sft.py"):
+        read_checkpoint(tmp_path / "hostile.pt")

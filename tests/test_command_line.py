@@ -17,9 +17,10 @@ import torch
 from conftest import conversation, make_base, write_jsonl
 
 import chat
+import samples
 import sft
-from chat_template import TEMPLATES, Message
-from checkpoint import checkpoints_in, read_checkpoint, save_checkpoint
+from chat_template import TEMPLATES, Message, one_line, printable
+from checkpoint import checkpoints_in, open_folder, read_checkpoint, save_checkpoint
 
 ROOT = Path(sft.__file__).resolve().parent
 
@@ -175,16 +176,16 @@ def test_base_and_tuned_model_answer_the_same_held_out_prompts(finished, place):
         text = f"\x1b[2Jq{wanted.removeprefix('a')}"
         assert asked == text.replace("\x1b", "\\x1b")
         [new_ids] = base.generate([[256, *text.encode()]], 40, stop=[256])
-        assert continuation == sft.one_line(base_tokenizer.decode(new_ids))
-        assert answer == sft.one_line(sft.answer(model, tokenizer, [Message("user", text)], "chatml"))
+        assert continuation == one_line(base_tokenizer.decode(new_ids))
+        assert answer == one_line(samples.answer(model, tokenizer, [Message("user", text)], "chatml"))
 
 
 def test_a_run_ends_with_the_next_command(finished, place):
     """As it can be pasted, with a space in the folder's name; chat.py then prints the answer alone."""
     ended = finish(start("chat.py", "my run", "--prompt", "q07", folder=place), place)
     model, tokenizer, _ = sft.load_checkpoint(finished.folder)
-    answer = sft.answer(model, tokenizer, [Message("user", "q07")], "chatml", 128)
-    assert (ended.status, ended.out, ended.err) == (0, sft.printable(answer, keep="\n\t") + "\n", "")
+    answer = samples.answer(model, tokenizer, [Message("user", "q07")], "chatml", 128)
+    assert (ended.status, ended.out, ended.err) == (0, printable(answer, keep="\n\t") + "\n", "")
     assert shlex.split(finished.out.splitlines()[-1]) == ["next", "python", "chat.py", "my run"]
 
 
@@ -251,6 +252,39 @@ def test_ctrl_c_outside_the_loop(here, tmp_path, monkeypatch, capsys, where):
         pytest.fail("Ctrl-C ends in a traceback")
     assert status == 130
     assert ("--resume" in "".join(capsys.readouterr())) == (where != "before")
+
+
+def test_a_signal_while_the_last_line_is_printed(here, tmp_path, monkeypatch, capsys):
+    """Ctrl-C again and again: still no traceback, and the same status."""
+    genuine = sft.log
+
+    def interrupted(text: str, **more) -> None:
+        genuine(text, **more)
+        if text.startswith(("training", "\ninterrupted")):
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(sft, "log", interrupted)
+    assert sft.main([*FLAGS, "--steps", "2", "--out", str(tmp_path)]) == 143
+    assert "nothing was saved yet" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_run_may_be_made_longer(here, tmp_path, capsys):
+    """Claim 19: with a larger --steps the schedule is another one, and that is said; the rows of the log that are there
+    stay as they are."""
+    arguments = [*FLAGS, "--warmup-steps", "2", "--lr", "0.01", "--save-every", "2", "--out"]
+    assert sft.main([*arguments, str(tmp_path), "--steps", "4"]) == 0
+    before = log_rows(tmp_path)
+    capsys.readouterr()
+    assert sft.main(["--resume", str(tmp_path), "--steps", "4"]) == 0
+    assert "this run is finished; a larger --steps goes on with it" in capsys.readouterr().out
+    assert sft.main(["--resume", str(tmp_path), "--steps", "9"]) == 0
+    said, rows = capsys.readouterr().out, log_rows(tmp_path)
+    assert "schedule  computed anew for 9 steps: this is not the run that had them from the start" in said
+    assert rows[:4] == before and [int(row["step"]) for row in rows] == [*range(1, 10)]
+    for row in rows[4:]:
+        assert float(row["learning_rate"]) == sft.learning_rate(int(row["step"]), 9, 2, 0.01)
+    assert read_checkpoint(tmp_path)["args"]["steps"] == 9
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
@@ -421,7 +455,7 @@ def test_the_second_process_is_not_refused_the_folder_of_the_first(tmp_path, mon
     """Claim 10: the first may have begun to write there before the second looks."""
     monkeypatch.setenv("RANK", "1")
     (tmp_path / "log.csv").write_text("step\n")
-    assert sft.open_folder(sft.Config(out=str(tmp_path))) == tmp_path
+    assert open_folder(str(tmp_path), "name", overwrite=False, init="base.pt") == tmp_path
 
 
 # Bad input

@@ -131,7 +131,7 @@ def test_truncation_is_a_prefix_and_a_loose_limit_does_nothing(tmp_path: Path, t
     for overlong in ("drop", "truncate"):
         for limit in (n, n + 1):
             same, report = build_dataset([path], tokenizer, template, max_length=limit, overlong=overlong)
-            assert same.digest() == whole.digest() and "0 dropped, 0 truncated" in "\n".join(report)
+            assert same.digest == whole.digest and "0 dropped, 0 truncated" in "\n".join(report)
     for limit in range(1, n):
         if limit <= first:  # not one supervised token is left
             with pytest.raises(ValueError, match="nothing to learn"):
@@ -159,4 +159,4 @@ def test_the_digest_sees_ids_mask_and_borders():
     """Claim 19: a resumed run notices that its data changed."""
     variants = [([1, 2], [0, 1]), ([3], [0])], [([1, 2], [0, 1]), ([4], [0])], [([1, 2], [0, 1]), ([3], [1])]
     borders_moved = [([1], [0]), ([2, 3], [1, 0])]
-    assert len({dataset_of(list(variant)).digest() for variant in (*variants, borders_moved)}) == 4
+    assert len({dataset_of(list(variant)).digest for variant in (*variants, borders_moved)}) == 4

@@ -15,8 +15,9 @@ from test_dataset import dataset_of, random_dataset
 import checkpoint
 import dataset
 import lora
+import samples
 import sft
-from chat_template import TEMPLATES, read_conversations
+from chat_template import TEMPLATES, read_raw
 from checkpoint import checkpoints_in, is_whole, load_checkpoint
 from model import GPT
 
@@ -491,12 +492,12 @@ def test_a_weight_is_what_follows_the_last_colon(tmp_path: Path, monkeypatch):
         Path(name).touch()
     expected = {"a.jsonl": ("a.jsonl", 1), "a.jsonl:0.3": ("a.jsonl", 0.3), "a.jsonl:2": ("a.jsonl", 2)}
     expected |= {"b:0.5": ("b:0.5", 1), "b:0.5:3": ("b:0.5", 3), "c:d.jsonl": ("c:d.jsonl", 1)}
-    assert {argument: sft.split_weight(argument) for argument in expected} == {
+    assert {argument: dataset.split_weight(argument) for argument in expected} == {
         argument: (Path(path), weight) for argument, (path, weight) in expected.items()
     }
     for bad in ("a.jsonl:0", "a.jsonl:-1", "a.jsonl:nan", "a.jsonl:inf", "gone", "gone:0.3", "a.jsonl:x"):
         with pytest.raises((ValueError, FileNotFoundError), match=bad.split(":")[0]):
-            sft.split_weight(bad)
+            dataset.split_weight(bad)
 
 
 def test_samples_are_the_chosen_conversations(tmp_path: Path, tokenizer, monkeypatch):
@@ -504,11 +505,11 @@ def test_samples_are_the_chosen_conversations(tmp_path: Path, tokenizer, monkeyp
     records = [conversation(f"q{i}", f"a{i}") if i % 3 else {"text": f"t{i}"} for i in range(300)]
     lines, array = write_jsonl(tmp_path / "lines.jsonl", records), write_jsonl(tmp_path / "array.json", [records])
     reads: list[Path] = []
-    monkeypatch.setattr(sft, "read_conversations", lambda path: reads.append(path) or read_conversations(path))
+    monkeypatch.setattr(samples, "read_raw", lambda path: reads.append(path) or read_raw(path))
     for path in (lines, array):
         examples, _ = dataset.build_dataset([path], tokenizer, "xml")
         chosen = np.array([9, 31, 30, 299, 3, 100, 1])
-        shown = sft.pick_samples(examples, [path], chosen)
+        shown = samples.pick_samples(examples, [path], chosen)
         assert [messages[-1].content for messages in shown] == ["a31", "a299", "a100"]
-        assert sft.pick_samples(examples, [path], np.arange(0, 300, 3)) == []
+        assert samples.pick_samples(examples, [path], np.arange(0, 300, 3)) == []
     assert len(reads) <= 20

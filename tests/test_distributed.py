@@ -1,0 +1,306 @@
+"""distributed.py: several processes are one, with weights in one piece or in shards; and they stop and fail together.
+
+Most runs here are forks that find one another as torchrun's processes do; the last tests use torchrun itself.
+"""
+
+import csv
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Zygote, children, conversation, make_base, wait_until_gone, write_jsonl
+
+import distributed
+import sft
+from checkpoint import checkpoints_in, is_whole, load_checkpoint, read_checkpoint
+
+# Of these, one step holds a single long conversation, so that the other process has none; shares are ragged.
+LENGTHS = (1, 4, 9, 80, 2, 7, 5, 30, 3, 6, 8)
+RUN = "--data uneven.jsonl --val-data held-out.jsonl --init base.pt --batch-tokens 104 --micro-batch-tokens 60 "
+RUN += "--epochs 2 --device cpu --save-every 1 --keep-checkpoints 99 --grad-clip 0 --weight-decay 0.1"
+LORA = " --lora-rank 3 --lora-alpha 5"
+PATIENCE = 300  # seconds after which something hangs
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("distributed")
+    make_base(folder / "base.pt")
+    # of 5 rows in two shards one process has 3 and the other 2; of a matrix with one row, one has nothing
+    make_base(folder / "odd.pt", vocab_size=261, context_length=107, n_layer=1, n_head=1, n_embd=5)
+    write_jsonl(folder / "uneven.jsonl", [conversation("q", "a" * n) for n in LENGTHS])
+    write_jsonl(folder / "held-out.jsonl", [conversation("q", "held out", *["and", "on"] * n) for n in range(3)])
+    return folder
+
+
+def log_rows(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "log.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def run(zygote: Zygote, place: Path, arguments: str, processes: int) -> Path:
+    """A run that must succeed, in which process 0 alone speaks; gives its folder."""
+    ended = zygote.run(place, arguments, processes=processes)
+    assert [each["status"] for each in ended] == [0] * processes, ended
+    assert not any(each["err"] for each in ended) and not any(each["out"] for each in ended[1:]), ended
+    folder = arguments.split()[-1]
+    assert ended[0]["out"].count(f"\nnext      python chat.py {folder}\n") == 1
+    return place / folder
+
+
+def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Relative to the norm."""
+    assert found.shape == expected.shape and found.dtype == expected.dtype and type(found) is type(expected)
+    return ((found - expected).norm() / expected.norm().clamp(min=1e-30)).item()
+
+
+def assert_equal(one: Path, other: Path, tolerance: float) -> None:
+    """Logs and checkpoints, step by step. The optimiser's mean after the first step is a tenth of the gradient, and is
+    not forgiving of a wrong factor, as Adam's steps are; nor is the norm in the log."""
+    for row, other_row in zip(log_rows(one), log_rows(other), strict=True):
+        for column in row:
+            found, expected = float(other_row[column] or -1), float(row[column] or -1)
+            assert abs(found - expected) <= tolerance * abs(expected), (row["step"], column, found, expected)
+    for path in checkpoints_in(one):
+        left, right = read_checkpoint(path), read_checkpoint(other / path.name)
+        assert left.keys() == right.keys() and left["step"] == right["step"]
+        for i, state in left["optimizer"]["state"].items():
+            for name, expected in state.items():
+                assert distance(right["optimizer"]["state"][i][name], expected) <= tolerance, (path.name, i, name)
+        for kind in ("model", "adapter"):
+            for name, expected in left.get(kind, {}).items():
+                assert distance(right[kind][name], expected) <= tolerance, (path.name, name)
+
+
+@pytest.mark.parametrize("sharded", ["", " --fsdp"], ids=["whole", "fsdp"])
+@pytest.mark.parametrize("kind", ["base", "base" + LORA, "odd"])
+def test_processes_are_one(zygote, place: Path, kind: str, sharded: str):
+    """Claim 10: losses, gradients, weights and the optimiser's state of two processes are those of a single one, in
+    float64 up to 1e-12 of the norm; with ragged shares, with a process that has nothing to do, with shards of unequal
+    size; and what is saved is the same kind of file."""
+    init, _, more = kind.partition(" ")
+    options, name = f"{RUN} --init {init}.pt {more} --dtype float64", (kind + sharded).replace(" ", "")
+    one = run(zygote, place, f"{options} --out one-{name}", 1)
+    two = run(zygote, place, f"{options} {sharded} --out two-{name}", 2)
+    assert "81" in {row["supervised_tokens"] for row in log_rows(one)}  # the long conversation is alone in its step
+    assert_equal(one, two, 1e-12)
+    load_checkpoint(two)
+
+
+@pytest.mark.parametrize("sharded", ["", " --fsdp"], ids=["whole", "fsdp"])
+def test_in_single_precision(zygote, place: Path, sharded: str):
+    """Claim 10: in float32, 1e-5 of the norm for the first step's gradient, which would be thrice itself if a mean came
+    out as a sum; and 1e-3 for losses, weights and the optimiser's state over all steps, with three processes."""
+    one = run(zygote, place, RUN + f" --dtype float32 --out single-one{sharded.strip()}", 1)
+    three = run(zygote, place, RUN + f" --dtype float32 {sharded} --out single-three{sharded.strip()}", 3)
+    left, right = (read_checkpoint(checkpoints_in(folder)[-1])["optimizer"]["state"] for folder in (one, three))
+    for i, state in left.items():
+        assert distance(right[i]["exp_avg"], state["exp_avg"]) <= 1e-5
+    assert_equal(one, three, 1e-3)
+
+
+@pytest.mark.parametrize("kind", ["", LORA], ids=["weights", "LoRA"])
+def test_resuming_with_another_number_of_processes(zygote, place: Path, kind: str):
+    """Claims 10, 19: 2, 1, 2 sharded, 3 processes, a step or two each, end where one process ends, up to rounding."""
+    name = "resumed" + kind.replace(" ", "")
+    whole = run(zygote, place, RUN + f" --dtype float64 {kind} --out whole-{name}", 1)
+    total = len(log_rows(whole))
+    assert total > 6
+    changed = place / name
+    command = RUN + f" --dtype float64 {kind} --out {name}"
+    run(zygote, place, command, 2)
+    for step, processes, options in (
+        (1, 1, "--no-fsdp"),
+        (3, 2, "--fsdp"),
+        (4, 3, "--no-fsdp"),
+        (total - 1, 2, "--fsdp"),
+    ):
+        for path in checkpoints_in(changed):
+            if int(path.stem.partition("-")[2]) > step:
+                path.unlink()
+        ended = zygote.run(place, f"--resume {name} {options}", processes=processes)
+        assert all(each["status"] == 0 and each["err"] == "" for each in ended), ended
+        assert "processes" in ended[0]["out"] and "the last bits may differ" in ended[0]["out"]
+    assert_equal(whole, changed, 1e-9)
+
+
+SHARES = """
+import os, torch
+import distributed
+from conftest import make_model
+
+distributed.connect()
+model = make_model(dtype=torch.float32)
+whole = {name: parameter.shape[0] for name, parameter in model.named_parameters()}
+distributed.shard(model, "cpu")
+optimizer = torch.optim.AdamW(model.parameters())
+model(torch.arange(20).view(2, 10)).sum().backward()
+optimizer.step()
+for name, parameter in model.named_parameters():
+    states = [value for value in optimizer.state[parameter].values() if value.dim()]
+    assert len(states) == 2
+    for tensor in (parameter, parameter.grad, *states):
+        assert len(tensor.to_local()) in (whole[name] // 2, -(-whole[name] // 2)), name
+distributed.leave_together()
+os._exit(0)  # as sft.py does, and why stands there
+"""
+
+
+def test_a_shard_is_a_part(tmp_path: Path):
+    """With --fsdp each of two processes holds half of every weight, gradient and optimiser state, or a row more."""
+    (tmp_path / "shares.py").write_text(SHARES)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run([*TORCHRUN, str(tmp_path / "shares.py")], env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_gradients_travel_in_few_messages(monkeypatch):
+    """One message a parameter would be mostly waiting; one for all would need the memory of all gradients again."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "BUCKET", 100)
+    messages: list[int] = []
+
+    def double(flat: torch.Tensor) -> None:
+        messages.append(len(flat))
+        flat.mul_(2)  # as if the other process had the same
+
+    monkeypatch.setattr(distributed.dist, "all_reduce", double)
+    sizes = [(3, 5), (2,), (40, 2), (7,), (101,), (1,), (99,), (500,), (4,)]
+    parameters = [torch.nn.Parameter(torch.zeros(size)) for size in sizes]
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape)
+    expected = [2 * parameter.grad for parameter in parameters]
+    distributed.sum_gradients(parameters)
+    assert messages == [104, 101, 100, 500, 4] and sum(messages) == sum(map(torch.numel, parameters))
+    assert all(torch.equal(parameter.grad, twice) for parameter, twice in zip(parameters, expected))
+
+
+# Stopping and failing together
+
+
+@pytest.mark.parametrize("sharded", ["", " --fsdp"], ids=["whole", "fsdp"])
+@pytest.mark.parametrize("hit", [0, 1])
+def test_a_signal_to_one_stops_all(zygote, place: Path, hit: int, sharded: str):
+    """Claim 19: whichever process is told, all of them stop after the same step, one of them saves, and the run goes on
+    to the end that it would have had."""
+    name = f"told-{hit}{sharded.strip()}"
+    arguments = RUN + f" --dtype float64 --steps 12{sharded} --out "
+    whole = run(zygote, place, arguments + f"whole-{name}", 2)
+    ended = zygote.run(place, arguments + name, {"signal": signal.SIGTERM, "step": 3, "rank": hit}, 2)
+    assert [each["status"] for each in ended] == [143, 143] and not any(each["err"] for each in ended), ended
+    assert ended[0]["out"].splitlines()[-1].startswith("stopped after step ") and not ended[1]["out"]
+    assert len(log_rows(place / name)) == read_checkpoint(place / name)["step"] == 3
+    ended = zygote.run(place, f"--resume {name}", processes=2)
+    assert all(each["status"] == 0 and each["err"] == "" for each in ended), ended
+    assert_equal(whole, place / name, 0)
+
+
+@pytest.mark.parametrize("sharded", ["", " --fsdp"], ids=["whole", "fsdp"])
+def test_one_killed_ends_all(zygote, place: Path, sharded: str, counts: Counter, request):
+    """Claim 19: SIGKILL to either process at any line: the other one does not wait for it but ends with one line, and
+    the run can go on to the same end."""
+    draw, arguments = random.Random(5), RUN + f" --dtype float64{sharded} --out "
+    whole = run(zygote, place, arguments + "whole-killed" + sharded.strip(), 2)
+    lines = zygote.run(place, arguments + "counted" + sharded.strip(), {"signal": 0, "rank": 1}, 2)[1]["lines"]
+    for trial in range(20 if request.config.getoption("--full") else 3):
+        name, hit = f"killed-{trial}{sharded.strip()}", draw.randrange(2)
+        fault = {"signal": signal.SIGKILL, "rank": hit, "line": draw.randrange(lines // 10, lines)}
+        ended = zygote.run(place, arguments + name, fault, 2)
+        assert ended[hit]["status"] == -signal.SIGKILL
+        left = ended[1 - hit]
+        assert left["status"] == 2 and left["err"].count("error: another process of this run has ended") == 1, left
+        assert "Traceback" not in left["err"]
+        assert all(map(is_whole, checkpoints_in(place / name)))
+        if checkpoints_in(place / name):
+            ended = zygote.run(place, f"--resume {name}", processes=2)
+        else:
+            ended = zygote.run(place, arguments.replace("--out", "--overwrite --out") + name, processes=2)
+        assert all(each["status"] == 0 and each["err"] == "" for each in ended), ended
+        assert_equal(whole, place / name, 0)
+        counts["kills of one of two processes"] += 1
+
+
+def test_an_error_of_one_ends_all(zygote, place: Path):
+    """A disk that is full for process 0: its error is told once, the other one's points to it."""
+    ended = zygote.run(place, RUN + " --out full", {"bytes": 1000, "save": 2, "rank": 0}, 2)
+    assert [each["status"] for each in ended] == [2, 2], ended
+    assert "could not be written (File too large). Last good checkpoint: full/checkpoint-0000001.pt" in ended[0]["err"]
+    assert "another process of this run has ended" in ended[1]["err"] and "Traceback" not in ended[1]["err"]
+
+
+def test_an_error_in_the_data_is_told_once(zygote, place: Path):
+    """All processes would find the same; the first one does, before the others look."""
+    write_jsonl(place / "bad.jsonl", [conversation("q", "a"), {"text": 5}])
+    ended = zygote.run(place, "--data bad.jsonl --init base.pt --device cpu --out bad", processes=3)
+    assert [each["status"] for each in ended] == [2, 2, 2] and not (place / "bad").exists()
+    assert [each["err"].count("bad.jsonl:2: content must be text") for each in ended] == [1, 0, 0]
+
+
+def test_fsdp_is_for_several_processes(place: Path, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    assert sft.main((RUN + " --fsdp --out alone").split()) == 2
+    assert "torchrun" in capsys.readouterr().err and not (place / "alone").exists()
+
+
+def test_every_process_needs_a_device_of_its_own(monkeypatch):
+    """Two processes on a machine with one GPU are refused; on one of Apple's they use the CPU, where they can talk."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="fewer GPUs than processes"):
+        sft.choose_device(sft.Config())
+    assert sft.choose_device(sft.Config(device="cpu"))[0] == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert sft.choose_device(sft.Config())[0] == "cpu"
+    monkeypatch.delenv("WORLD_SIZE")
+    assert sft.choose_device(sft.Config())[0] == "mps"
+
+
+# torchrun itself
+
+TORCHRUN = [sys.executable, *"-m torch.distributed.run --standalone --nproc_per_node=2".split()]
+
+
+def start_torchrun(place: Path, out: str) -> subprocess.Popen:
+    """A long run of two processes, in its second step or later."""
+    command = [*TORCHRUN, sft.__file__, *(RUN + f" --out {out} --steps 100000 --save-every 100000").split()]
+    environment, pipe = {**os.environ, "OMP_NUM_THREADS": "1"}, subprocess.PIPE
+    process = subprocess.Popen(
+        command, cwd=place, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    )
+    while not process.stdout.readline().startswith("step "):
+        assert process.poll() is None, process.stderr.read()
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_torchrun_is_stopped_as_a_cloud_machine_is(place: Path, number: int):
+    """SIGTERM to the launcher, or Ctrl-C in its terminal, which it passes on to all: the run is saved, and nobody
+    hangs."""
+    process = start_torchrun(place, f"preempted-{number}")
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert re.search("^stopped after step ", out, re.MULTILINE), err
+    saved = read_checkpoint(place / f"preempted-{number}")
+    assert saved["step"] == len(log_rows(place / f"preempted-{number}")) < 100_000
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
+def test_torchrun_ends_all_where_one_fails(place: Path):
+    """Claim 19: one process is killed; neither the launcher nor the other one waits for it."""
+    process = start_torchrun(place, "broken")
+    workers = children(process.pid)
+    [hit] = [worker for worker in workers if b"\0RANK=1\0" in Path(f"/proc/{worker}/environ").read_bytes()]
+    os.kill(hit, signal.SIGKILL)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode != 0 and "another process of this run has ended" in err
+    wait_until_gone(workers)
