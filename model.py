@@ -79,7 +79,7 @@ class CausalSelfAttention(nn.Module):
         (B, T), C = positions.shape, x.shape[-1]
         qkv = self.qkv(x)  # (N, 3C)
         if real is not None:  # attention alone needs the rectangle; the padding in it is zeros that nothing reads
-            qkv = qkv.new_zeros(B * T, 3 * C).index_copy(0, real, qkv)  # (B*T, 3C)
+            qkv = qkv.new_zeros(B * T, 3 * C).index_copy_(0, real, qkv)  # (B*T, 3C)
         q, k, v = qkv.view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
         if cache is None:
             dropout = self.dropout if self.training else 0.0
@@ -183,7 +183,7 @@ class GPT(nn.Module):
         if at is not None:
             return logits  # (n, V)
         if real is not None:
-            logits = logits.new_zeros(B * T, logits.shape[-1]).index_copy(0, real, logits)
+            logits = logits.new_zeros(B * T, logits.shape[-1]).index_copy_(0, real, logits)
         return logits.view(B, T, -1)
 
     def grow_vocab(self, n_vocab: int) -> None:
