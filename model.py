@@ -80,7 +80,8 @@ class CausalSelfAttention(nn.Module):
         qkv = self.qkv(x)  # (N, 3C)
         if real is not None:  # attention alone needs the rectangle; the padding in it is zeros that nothing reads
             qkv = qkv.new_zeros(B * T, 3 * C).index_copy_(0, real, qkv)  # (B*T, 3C)
-        q, k, v = qkv.view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        # split, not permute: its gradient is one copy of all three, not two
+        q, k, v = (part.view(B, T, self.n_head, -1).transpose(1, 2) for part in qkv.split(C, dim=-1))  # (B, H, T, D)
         if cache is None:
             dropout = self.dropout if self.training else 0.0
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)  # (B, H, T, D)
