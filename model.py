@@ -114,8 +114,11 @@ class Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, *attention_arguments) -> Tensor:  # (N, C) -> (N, C)
+    def forward(self, x: Tensor, *attention_arguments, keep: Tensor | None = None) -> Tensor:  # (N, C) -> (N, C)
+        """With `keep`, only these n rows leave the block: (N, C) -> (n, C)."""
         x = x + self.attn(self.attn_norm(x), *attention_arguments)
+        if keep is not None:
+            x = x.index_select(0, keep)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -163,8 +166,9 @@ class GPT(nn.Module):
 
         `ids` is (B, T), right-padded with any ids. `at` and `real` hold flat indices into B*T, ascending: `at` where
         logits are wanted (the head is the largest matrix of a small model), `real` the tokens that are not padding, to
-        which all linear layers are then limited. Padding needs no mask: it stands after all that is real, and
-        attention looks back only. With a `cache`, `ids` continue the sequences in it.
+        which all linear layers are then limited, those after the last attention to `at`. Padding needs no mask: it
+        stands after all that is real, and attention looks back only. With a `cache`, `ids` continue the sequences in
+        it.
         Raises ValueError where a sequence is longer than the context.
         """
         B, T = ids.shape
@@ -176,10 +180,11 @@ class GPT(nn.Module):
         if real is not None:
             flat_ids, flat_positions = flat_ids[real], flat_positions[real]  # (N,)
         x = self.emb_dropout(self.tok_emb(flat_ids) + self.pos_emb(flat_positions))  # (N, C)
+        # After the last attention nobody looks at the other positions any more.
+        keep = at if at is None or real is None else torch.searchsorted(real, at)  # (n,) rows of x
+        last = self.config.n_layer - 1
         for layer, block in enumerate(self.blocks):
-            x = block(x, positions, real, cache, layer)
-        if at is not None:
-            x = x.index_select(0, at if real is None else torch.searchsorted(real, at))  # (n, C)
+            x = block(x, positions, real, cache, layer, keep=keep if layer == last else None)  # in the end (n, C)
         logits = self.tok_emb.logits(self.final_norm(x))
         if at is not None:
             return logits  # (n, V)

@@ -91,15 +91,17 @@ def test_padded_batch_equals_each_conversation_alone(use_at: bool, use_real: boo
 
 
 def test_layers_run_on_real_tokens_and_the_head_on_targets_only() -> None:
-    """Claim 13: neither padding nor a position without a target costs a matrix product; no target, no gradient."""
+    """Claim 13: padding costs no matrix product, nor does a position without a target after the last attention; and
+    where there is no target, there is no gradient."""
     model, (ids, real) = make_model(), right_pad(conversations(3, 20, 8), [EOS])
     n_rows: dict[str, int] = {}
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.LayerNorm)):
             module.register_forward_hook(lambda _, x, y, name=name: n_rows.update({name: y.numel() // y.shape[-1]}))
     model(ids, at=torch.tensor([2, 25, 39, 47]), real=real)
-    assert n_rows.pop("final_norm") == 4
-    assert len(n_rows) == 12 and set(n_rows.values()) == {3 + 20 + 8}
+    last = [n_rows.pop(name) for name in ("final_norm", *(f"blocks.1.mlp{part}" for part in ("_norm", ".up", ".down")))]
+    assert last == [4] * 4
+    assert len(n_rows) == 9 and set(n_rows.values()) == {3 + 20 + 8}
     nothing = torch.tensor([], dtype=torch.long)
     assert not any(g.any() for g in gradients(model, model(ids, at=nothing, real=real), nothing))
 
