@@ -50,17 +50,21 @@ class KVCache:
         self.kv = torch.zeros(shape, dtype=like.dtype, device=like.device)  # not new_zeros: `like` may be a shard
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=like.device)  # (B,) tokens in the cache
 
-    def positions(self, n_new: int) -> Tensor:
-        """(B, T) where the next `n_new` tokens of each sequence stand."""
-        return self.lengths[:, None] + torch.arange(n_new, device=self.lengths.device)
+    def place(self, n_new: int) -> Tensor:
+        """(B, T) where the next `n_new` tokens of each sequence stand. What follows from that is the same in all layers
+        and worked out here, once: a new token costs so little that the bookkeeping counts."""
+        device = self.lengths.device
+        self.rows = torch.arange(len(self.lengths), device=device)[:, None]  # (B, 1)
+        self.positions = self.lengths[:, None] + torch.arange(n_new, device=device)  # (B, T)
+        self.end = int(self.positions.max()) + 1  # S
+        self.seen = torch.arange(self.end, device=device) <= self.positions[:, None, :, None]  # (B, 1, T, S)
+        return self.positions
 
-    def update(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, H, T, D) keys and values at (B, T) positions; give back all up to the last, (B, H, S, D)."""
-        rows = torch.arange(len(positions), device=positions.device)[:, None]
+    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B, H, T, D) keys and values in their places; give back all up to the last, (B, H, S, D)."""
         for stored, new in zip(self.kv[layer], (keys, values)):
-            stored[rows, :, positions] = new.transpose(1, 2)
-        end = int(positions.max()) + 1
-        return self.kv[layer, 0, :, :, :end], self.kv[layer, 1, :, :, :end]
+            stored[self.rows, :, self.positions] = new.transpose(1, 2)
+        return self.kv[layer, 0, :, :, : self.end], self.kv[layer, 1, :, :, : self.end]
 
     def keep(self, rows: Tensor) -> None:
         """Drop every sequence but these."""
@@ -86,9 +90,8 @@ class CausalSelfAttention(nn.Module):
             dropout = self.dropout if self.training else 0.0
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)  # (B, H, T, D)
         else:  # is_causal counts from the top left corner, which is wrong for a new token against a longer cache
-            k, v = cache.update(layer, k, v, positions)  # (B, H, S, D)
-            seen = torch.arange(k.shape[2], device=k.device) <= positions[:, None, :, None]  # (B, 1, T, S)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+            k, v = cache.update(layer, k, v)  # (B, H, S, D)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=cache.seen)
         y = y.transpose(1, 2).reshape(B * T, C)
         if real is not None:
             y = y.index_select(0, real)  # (N, C)
@@ -172,8 +175,8 @@ class GPT(nn.Module):
         Raises ValueError where a sequence is longer than the context.
         """
         B, T = ids.shape
-        positions = torch.arange(T, device=ids.device).expand(B, T) if cache is None else cache.positions(T)
-        n_tokens = T if cache is None else int(cache.lengths.max()) + T
+        positions = torch.arange(T, device=ids.device).expand(B, T) if cache is None else cache.place(T)
+        n_tokens = T if cache is None else cache.end
         if n_tokens > self.config.context_length:
             raise ValueError(f"{n_tokens} tokens do not fit into a context of {self.config.context_length}")
         flat_ids, flat_positions = ids.flatten(), positions.flatten()  # (B*T,)
