@@ -133,7 +133,10 @@ class TokenEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(vocab_size, n_embd))
 
     def forward(self, ids: Tensor) -> Tensor:  # (...) -> (..., C)
-        return F.embedding(ids, self.weight)  # not weight[ids], whose gradient on the CPU depends on thread timing
+        # Not weight[ids], whose gradient on the CPU depends on thread timing. There, a sparse gradient spares a matrix
+        # (V, C) of mostly zeros: its rows are added to the head's gradient, and the sum is dense again.
+        on_cpu = ids.device.type == "cpu" and not torch.compiler.is_compiling()
+        return F.embedding(ids, self.weight, sparse=on_cpu)
 
     def logits(self, x: Tensor) -> Tensor:  # (n, C) -> (n, V)
         return F.linear(x, self.weight)

@@ -106,6 +106,27 @@ def test_layers_run_on_real_tokens_and_the_head_on_targets_only() -> None:
     assert not any(g.any() for g in gradients(model, model(ids, at=nothing, real=real), nothing))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_tied_gradient_is_dense_and_that_of_both_uses(threads: int) -> None:
+    """Rows that come often, once and never; over two micro-batches; the same bits each time."""
+    torch.set_num_threads(threads)
+    ids, at = torch.tensor([[7, 7, 9, 7, 30, 9, 7, 8]] * 40), torch.tensor([2, 3, 7, 100, 319])
+
+    def learn(model: GPT) -> Tensor:
+        for _ in range(2):
+            model(ids, at=at).log_softmax(-1)[:, 5].sum().backward()
+        return model.tok_emb.weight.grad
+
+    untied = make_model()
+    head, rows = (untied.tok_emb.weight.detach().clone().requires_grad_() for _ in range(2))
+    untied.tok_emb.logits = lambda x: x @ head.T
+    untied.tok_emb.forward = lambda ids: nn.functional.one_hot(ids, 257).double() @ rows
+    learn(untied)
+    first, second = learn(make_model()), learn(make_model())
+    assert first.layout == torch.strided and torch.equal(first, second)
+    assert_exact(first, head.grad + rows.grad)
+
+
 @pytest.mark.parametrize(("dtype", "threads"), [(torch.float32, 1), (torch.float32, 2), (torch.float64, 1)])
 @pytest.mark.parametrize("use_real", [False, True])
 def test_perturbing_one_conversation_leaves_the_others_bit_identical(dtype, threads: int, use_real: bool) -> None:
