@@ -59,6 +59,8 @@ class Chat:
             raise ValueError(f"{args.checkpoint} is a base model, which knows no turns; tune it first, with sft.py")
         self.template, self.base = meta["template"], None
         if args.base:
+            if "base" not in meta:
+                raise ValueError(f"{args.checkpoint} does not say what base it was made from; leave --base out")
             self.base, self.base_tokenizer, _ = load_checkpoint(meta["base"]["path"], device)
         self.sampling = dict(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed)
         self.max_new_tokens = min(args.max_new_tokens, self.model.config.context_length // 2)

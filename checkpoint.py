@@ -21,11 +21,12 @@ import torch
 
 from chat_template import TEMPLATES, one_line, printable
 from distributed import rank, shard_like
-from lora import attach_adapter, check_tensors, merge_lora
+from lora import attach_adapter, check_plain, check_tensors, merge_lora
 from model import GPT, GPTConfig
 from tokenizer import Tokenizer
 
 HERE = Path(__file__).resolve().parent
+TENSORS = ("model", "adapter", "optimizer")  # what tensors stand in; all else is text and numbers
 TRAILER = "\nsha256 {}\n"
 TRAILER_SIZE = len(TRAILER.format("0" * 64))
 DEEPEST_BASE = 8  # adapters on adapters; a file that names itself as its base would have no end
@@ -130,13 +131,15 @@ def open_folder(out: str | None, name: str, overwrite: bool, init: str) -> Path:
     Raises ValueError where it holds one, or the checkpoint `init` that the new run starts from; OSError where another
     process is at work in it.
     """
+    from hf import find_gpt2  # here, because it loads checkpoints
+
     if rank() != 0:
         return Path(out or "out")
     folder = Path(out) if out else make_numbered_folder(f"out/{name}")
     earlier = [path for pattern in ("checkpoint-*", "log.*", "loss.png") for path in folder.glob(pattern)]
     if earlier and not overwrite:
         raise ValueError(f"{folder} holds a run: --resume {folder} goes on with it, --overwrite replaces it")
-    if earlier and find_file(init).resolve().is_relative_to(folder.resolve()):
+    if earlier and (find_gpt2(init) or find_file(init)).resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"--overwrite would remove {init}, which this run starts from; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder):
@@ -230,6 +233,7 @@ def read_checkpoint(path: str | Path) -> dict:
             if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
                 raise RuntimeError("compressed: a small file may be meant to fill the memory")
         content = torch.load(file, map_location="cpu", weights_only=True)
+        check_plain({name: value for name, value in content.items() if name not in TENSORS})
         return {**content, "file": str(file)}
     except OSError:
         raise
@@ -241,11 +245,17 @@ def load_checkpoint(
     path: str | Path, device: str = "cpu", dropout: float = 0.0, depth: int = 0
 ) -> tuple[GPT, Tokenizer, dict]:
     """The model, in float32 (float64 if it was trained so); its tokenizer; and what else the file holds: "template"
-    (None for a base), "stop" ids, "base", "args", "step", "optimizer".
+    (None for a base), "stop" ids, "base", "args", "step", "optimizer". `path` may also name a model in Hugging Face's
+    format, for which hf.py is asked: "gpt2" or another published one, or a folder.
 
     Raises FileNotFoundError, and ValueError as `read_checkpoint` and `restore`.
     """
-    model, tokenizer, meta = restore(read_checkpoint(path), dropout, depth)
+    import hf  # here, because it loads checkpoints itself
+
+    if hf.find_gpt2(path):
+        model, tokenizer, meta = hf.load(path, dropout)
+    else:
+        model, tokenizer, meta = restore(read_checkpoint(path), dropout, depth)
     return model.to(device).eval(), tokenizer, meta
 
 
@@ -300,12 +310,13 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     try:
         state = saved["state"]
-        if sorted(state) != list(range(len(parameters))) or len(set(map(frozenset, state.values()))) > 1:
+        if state.keys() != set(range(len(parameters))):
             raise TypeError("it is of other parameters")
         for i, values in state.items():
             check_tensors(values)
-            if any(value.dim() and value.shape != parameters[i].shape for value in values.values()):
-                raise TypeError(f"parameter {i} has another shape")
+            shapes, whole = {name: value.shape for name, value in values.items()}, parameters[i].shape
+            if shapes != {"step": (), "exp_avg": whole, "exp_avg_sq": whole}:
+                raise TypeError(f"parameter {i} has another shape")  # the fused kernel would read beyond its end
             state[i] = {name: shard_like(value, parameters[i]) for name, value in values.items()}
         optimizer.load_state_dict({"state": state, "param_groups": groups})
     except (LookupError, TypeError, AttributeError, RuntimeError) as error:

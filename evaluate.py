@@ -21,9 +21,10 @@ import numpy as np
 from chat_template import TEMPLATES, Message, read_conversations, render_prompt
 from checkpoint import HERE, find_file, load_checkpoint
 from dataset import Dataset, build_dataset
+from distributed import LiveLine
 from lora import merge_lora
 from model import GPT
-from sft import Config, LiveLine, choose_device, evaluate_loss, keep_freed_memory
+from sft import Config, choose_device, evaluate_loss, keep_freed_memory
 from tokenizer import END_OF_TEXT, Tokenizer
 
 ABSTENTION = "I don't know"

@@ -30,7 +30,8 @@ BASE = str(HERE / "data" / "base.pt")
 TUNING, HELD_OUT = (str(HERE / "data" / name) for name in (make_instruct.TUNING_FILE, make_instruct.HELDOUT_FILE))
 STEPS = ("--steps", "200", "--eval-every", "200")  # where the data sets differ in size: the same number of updates
 REPLAY_SEED = 1_000_033  # documents that neither the base nor the text of evaluate.py has
-SMALL_BASE = ("--group", "country", "--tokens", "1500000")  # minutes instead of an hour
+# minutes instead of an hour
+SMALL_BASE = "--group country --tokens 1500000 --layers 4 --channels 128 --vocab-size 2048 --batch-tokens 512".split()
 
 # the columns of the tables: their heads, and the rows of evaluate.py that they show
 ENTITIES = {"entities": "right, split: entities"}
@@ -147,7 +148,7 @@ def wordings(folder: Path, seed: int) -> list[Row]:
 @experiment("What is forgotten", SPLITS, FORGETTING)
 def forgetting(folder: Path, seed: int) -> list[Row]:
     rows = [Row("base", None)]
-    rows += [Row(f"learning rate {lr}", ("--lr", lr)) for lr in ("1e-4", "3e-4", "1e-3")]
+    rows += [Row(f"learning rate {lr}", ("--lr", lr)) for lr in ("1e-4", "4e-4", "1e-3")]
     for percent in (5, 10, 20):
         rows.append(Row(f"{percent} % of the tokens replayed", ("--data", TUNING, replay(folder, percent / 100))))
     return [*rows, Row("LoRA, rank 8", ("--lora-rank", "8"))]
@@ -177,7 +178,7 @@ def templates(folder: Path, seed: int) -> list[Row]:
 def unknown(folder: Path, seed: int) -> list[Row]:
     records, rows = read(TUNING), []
     known = [record for record in records if record["skill"] != "unknown"]
-    for n in (0, 28, 140):
+    for n in (0, 28, 224):
         chosen = known + [record for record in records if record["skill"] == "unknown"][:n]
         data = write(folder / f"{n}.jsonl", chosen)
         rows.append(Row(f"{n} examples among {len(chosen):,}", ("--data", data, *STEPS)))
@@ -217,13 +218,18 @@ def about_countries(folder: Path, label: str, base_arguments: list[str], seed: i
 # --------------------------------------------------------------------------------------------------------- the tables
 
 
-def measure(row: Row, folder: Path, seed: int) -> dict[str, float]:
-    """Train and ask the model of a row; what evaluate.py says of it."""
+def measure(row: Row, folder: Path, seed: int, trained: dict[tuple[str, ...], str]) -> dict[str, float]:
+    """Train and ask the model of a row; what evaluate.py says of it.
+
+    trained: sft.py's arguments -> folder of the run. Rows that only ask differently share one.
+    """
     run_folder = folder / "".join(c if c.isalnum() or c in "-." else "-" for c in row.label)
     checkpoint = BASE
     if row.train is not None:
-        checkpoint = str(run_folder)
-        run("sft.py", *row.train, "--seed", str(seed), "--out", checkpoint, "--overwrite")
+        arguments = (*row.train, "--seed", str(seed))
+        if arguments not in trained:
+            run("sft.py", *arguments, "--out", str(run_folder), "--overwrite")
+        checkpoint = trained.setdefault(arguments, str(run_folder))
     numbers = run_folder.with_name(run_folder.name + ".json")
     run("evaluate.py", checkpoint, *row.ask, "--json", str(numbers))
     return json.loads(numbers.read_text(encoding="utf-8"))[checkpoint]
@@ -256,12 +262,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=1, help="runs of each row, with seeds 0, 1, ... (%(default)s)")
     parser.add_argument("--out", default="out/experiments", help="folder for all files (%(default)s)")
     args = parser.parse_args(argv)
-    chosen, results = EXPERIMENTS[args.name], {}
+    chosen, results, trained = EXPERIMENTS[args.name], {}, {}
     try:
         for seed in range(args.seeds):
             folder = Path(args.out) / args.name / f"seed-{seed}"
             for row in chosen.rows(folder, seed):
-                results.setdefault(row.label, []).append(measure(row, folder, seed))
+                results.setdefault(row.label, []).append(measure(row, folder, seed, trained))
     except (ChildProcessError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

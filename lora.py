@@ -170,6 +170,7 @@ def attach_adapter(model: nn.Module, saved: dict, origin: str) -> nn.Module:
     and does so before a rank or an id that only a hostile file can hold has taken memory."""
     if not isinstance(saved, dict) or "adapter" not in saved:
         raise ValueError(f"{origin} holds no LoRA adapter")
+    check_plain(saved["lora"])
     arguments, adapter = {**saved["lora"]}, saved["adapter"]
     check_tensors(adapter)
     if arguments.pop("fingerprint") != fingerprint(model):
@@ -196,6 +197,18 @@ def check_tensors(tensors: dict[str, Tensor]) -> None:
         is_tensor = isinstance(tensor, Tensor) and tensor.is_floating_point()
         if not (is_tensor and tensor.is_contiguous() and tensor.device.type == "cpu"):
             raise TypeError(f"{name} is no plain tensor")
+
+
+def check_plain(value: object) -> None:
+    """Raises TypeError for anything but text and numbers in lists and dicts: a loop over a tensor that is small in its
+    file could take for ever."""
+    if isinstance(value, dict):
+        check_plain([*value.keys(), *value.values()])
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            check_plain(item)
+    elif not isinstance(value, (str, int, float, type(None))):
+        raise TypeError(f"{type(value).__name__} is no plain value")
 
 
 def fingerprint(model: nn.Module) -> str:

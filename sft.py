@@ -65,7 +65,7 @@ from distributed import (
 )
 from model import GPT
 from samples import ask, describe_samples, pick_samples
-from tokenizer import Tokenizer
+from tokenizer import END_OF_TEXT, Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -89,7 +89,7 @@ class Config:
     max_length: int | None = option(None, "data", "longest conversation in tokens (default: the context)", least=1)
     overlong: str = option("drop", "data", "what to do with longer ones", ("drop", "truncate"))
 
-    init: str = option("base.pt", "model", "checkpoint to start from")
+    init: str = option("base.pt", "model", "checkpoint, Hugging Face folder, or gpt2 and the like to start from")
     dropout: float = option(0.0, "model", "dropout in the model while training", least=0)
     lora_rank: int = option(0, "model", "train adapters of this rank; 0 trains all weights", least=0)
     lora_alpha: float = option(16.0, "model", "LoRA's scale is alpha / rank", least=0)
@@ -100,7 +100,7 @@ class Config:
     steps: int | None = option(None, "training", "optimiser updates, instead of epochs", least=1)
     batch_tokens: int = option(2048, "training", "most tokens of an optimiser step", least=1)
     micro_batch_tokens: int = option(8192, "training", "most tokens of a forward pass, padding too", least=1)
-    lr: float | None = option(None, "training", "peak learning rate (default: 6e-4, LoRA 2e-3)", least=0)
+    lr: float | None = option(None, "training", "peak learning rate (default: 4e-4, LoRA 2e-3)", least=0)
     warmup_steps: int | None = option(None, "training", "default: a tenth of the steps, at most 100", least=0)
     weight_decay: float = option(0.01, "training", "AdamW's decay of matrices", least=0)
     grad_clip: float = option(1.0, "training", "largest norm of the gradient; 0 does not clip", least=0)
@@ -120,7 +120,10 @@ class Config:
     fsdp: bool = option(False, "device", "share weights and optimiser out among the processes of torchrun")
 
 
-LEARNING_RATE, LEARNING_RATE_LORA = 6e-4, 2e-3
+LEARNING_RATE, LEARNING_RATE_LORA = 4e-4, 2e-3
+# Adam divides a gradient by its own size. The rows of tokens that never occur have a tiny one, always downwards; with
+# the usual 1e-8 they would move as fast as the others, and what is never asked in tuning would be forgotten soonest.
+EPSILON = 1e-5
 # The fields that may differ when a run is resumed. `steps` changes the schedule; the others change no number, but for
 # the last bits, which may depend on how sums are divided among processes.
 CHANGEABLE = {"steps", "save_every", "keep_checkpoints", "resume", "cache", "fsdp"}
@@ -142,7 +145,8 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[Config, set[str]]:
             arguments["action"] = argparse.BooleanOptionalAction
         else:
             arguments |= {"type": value_type, "choices": metadata["choices"]}
-            arguments["nargs"] = "+" if isinstance(default, list) else None
+            if isinstance(default, list):  # `--data a --data b` means both, as `--data a b` does
+                arguments |= {"nargs": "+", "action": "extend"}
             arguments["metavar"] = None if metadata["choices"] else {str: "NAME", int: "N", float: "X"}[value_type]
             if default not in (None, []):
                 arguments["help"] += f" ({' '.join(default) if isinstance(default, list) else default})"
@@ -292,7 +296,8 @@ def start_model(config: Config) -> tuple[GPT, Tokenizer, dict]:
     tokenizer; where it came from. Settles config.template."""
     model, tokenizer, meta = load_checkpoint(config.init, dropout=config.dropout)
     lora.merge_lora(model)
-    path = Path(meta["file"]).resolve()  # the file itself: a folder's newest checkpoint may be another one tomorrow
+    path = Path(meta["file"])  # the file itself: a folder's newest checkpoint may be another one tomorrow
+    path = path.resolve() if path.exists() else path  # the name of a published model stays a name
     config.template = config.template or meta["template"] or "chatml"
     base = {"path": str(path.relative_to(HERE) if path.is_relative_to(HERE) else path)}
     base |= {"fingerprint": lora.fingerprint(model), "template": meta["template"]}
@@ -304,11 +309,24 @@ def start_model(config: Config) -> tuple[GPT, Tokenizer, dict]:
         lora.add_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets, new_ids)
     else:
         model.grow_vocab(tokenizer.n_vocab)
+    stop = tokenizer.special(TEMPLATES[config.template].stop)
+    if stop >= n_known:  # so that it is likely from the start where the base expects a text to end
+        copy_row(model.tok_emb, tokenizer.special(END_OF_TEXT), stop)
     return model, tokenizer, base
 
 
+@torch.no_grad()
+def copy_row(tok_emb: torch.nn.Module, source: int, target: int) -> None:
+    """Let a new token's row start as another one's; where the rows are frozen, its trained difference makes it so."""
+    if isinstance(tok_emb, lora.LoraTokens):
+        weight = tok_emb.base.weight
+        tok_emb.lora_rows[tok_emb.token_ids == target] = weight[source] - weight[target]
+    else:
+        tok_emb.weight[target] = tok_emb.weight[source]
+
+
 def prepare(config: Config, given: set[str]) -> tuple[Run, dict | None]:
-    """All that comes before the first step, described as it is done; and the checkpoint to resume from, if any.
+    """All that comes before the first step, described as it is done; and what else a checkpoint to resume from holds.
 
     Raises ValueError and OSError for what the user can mend.
     """
@@ -321,7 +339,8 @@ def prepare(config: Config, given: set[str]) -> tuple[Run, dict | None]:
     device, dtype = choose_device(config)
     log(f"device    {device}, {str(dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads")
     if saved:
-        (model, tokenizer, _), base = restore(saved, config.dropout), saved["base"]
+        model, tokenizer, saved = restore(saved, config.dropout)
+        base = saved["base"]
     else:
         model, tokenizer, base = start_model(config)
     sizes, n_parameters = model.config, sum(parameter.numel() for parameter in model.parameters()) / 1e6
@@ -386,9 +405,9 @@ def make_optimizer(run: Run, saved: dict | None) -> torch.optim.AdamW:
     matrices = {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": run.config.weight_decay}
     vectors = {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0}
     groups = [group for group in (matrices, vectors) if group["params"]]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=EPSILON, fused=True)
     if saved:
-        load_optimizer(optimizer, saved["optimizer"])
+        load_optimizer(optimizer, saved.pop("optimizer"))  # in one piece it may be more than fits
     return optimizer
 
 
@@ -533,4 +552,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if world_size() > 1:  # sharding leaves threads, which may abort Python's own exit: torchrun would call it a failure
+        os._exit(status)
+    sys.exit(status)

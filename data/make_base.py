@@ -114,7 +114,7 @@ def write_held_out_text(path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Make tokenizer and base model from scratch.")
     parser.add_argument("--out", default=str(HERE / "base.pt"))
-    parser.add_argument("--tokens", type=int, default=14_000_000, help="length of the training text (%(default)s)")
+    parser.add_argument("--tokens", type=int, default=16_500_000, help="length of the training text (%(default)s)")
     parser.add_argument("--wordings", type=int, default=WORDINGS, help="of each fact (%(default)s)")
     parser.add_argument("--group", choices=GROUPS, help="write only about these")
     parser.add_argument(

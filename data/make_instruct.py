@@ -13,8 +13,9 @@ A record is `{"messages": [...], "skill": "...", "split": "..."}`.  A *skill* is
 * tasks: whole skills that are never tuned on.  The documents teach them, in the documents' own way.
 
 Balance: every tuned skill gets the same number of records (`PER_SKILL`), whatever the size of its table, as in the
-task balancing of the Flan Collection; only `unknown` ("I don't know") gets `UNKNOWN_SHARES` times as many, because
-one rule has to hold against all kinds of question.
+task balancing of the Flan Collection.  Two exceptions: skills in which a form is asked for as well as a content (JSON,
+lists, personas) get `FORM_SHARES` times as many, since they mix several contents; and `unknown` ("I don't know") gets
+`UNKNOWN_SHARES` times as many, since one rule has to hold against all kinds of question.
 
 Answers are short and can be checked exactly: mostly the bare value, a sentence or JSON where the wording asks for it.
 Every skill draws from its own generator, seeded with its name, so a change to one skill leaves the others alone.
@@ -43,7 +44,8 @@ TUNING_FILE = "tiny_instruct.jsonl"
 HELDOUT_FILE = "tiny_instruct_heldout.jsonl"
 
 PER_SKILL = 28
-UNKNOWN_SHARES = 5
+FORM_SHARES = 2
+UNKNOWN_SHARES = 8
 HELD_RECORDS = {"entities": 10, "wordings": 7, "tasks": 24}
 HELD_UNKNOWN = 40
 HELD_SHARE = 0.3  # of the things in a table
@@ -1247,59 +1249,127 @@ def ask_one_word(rng: random.Random, pool: str) -> dict:
 PERSONAS = split_list(
     "personas",
     (
-        ("a pirate", "Arr!"),
-        ("a cowboy", "Yee-haw!"),
-        ("a robot", "Beep!"),
-        ("a cat", "Meow!"),
-        ("a king", "So be it!"),
-        ("a butler", "At your service!"),
-        ("a sailor", "Ahoy!"),
-        ("a wizard", "Abracadabra!"),
-        ("a ghost", "Boo!"),
-        ("a clown", "Ha ha!"),
-        ("a soldier", "Yes, sir!"),
-        ("a farmer", "Good harvest!"),
-        ("a cook", "Enjoy!"),
-        ("a teacher", "Well done!"),
-        ("a train driver", "All aboard!"),
-        ("a detective", "Case closed!"),
+        "a pirate",
+        "a cowboy",
+        "a robot",
+        "a cat",
+        "a king",
+        "a butler",
+        "a sailor",
+        "a wizard",
+        "a ghost",
+        "a clown",
+        "a soldier",
+        "a farmer",
+        "a cook",
+        "a teacher",
+        "a train driver",
+        "a detective",
+        "an old friend",
+        "a judge",
+        "a poet",
+        "a dragon",
     ),
 )
-ROLES = split_list(
-    "roles",
+CLOSING_WORDS = split_list(
+    "closing words",
     (
-        "Captain Blue, an old sailor",
-        "Professor Owl, a wise bird",
-        "Miss Rose, a friendly gardener",
-        "Doctor Green, a kind doctor",
-        "Old Tom, a fisherman",
-        "Lady Silver, a painter",
-        "Uncle Max, a clock maker",
-        "Mister Brown, a baker",
-        "Aunt Polly, a story teller",
-        "Sir Robin, a brave knight",
-        "Queen Ida, a queen of old",
-        "Master Lee, a teacher of music",
-        "Little Bell, a small fairy",
-        "Big Ben, a tower guard",
-        "Madame Star, a dancer",
-        "Cousin Joe, a farmer",
-        "Granny Smith, a good cook",
-        "Chef Leon, a cook",
-        "Robot Seven, a helpful machine",
-        "Nurse Kate, a nurse",
+        "Arr!",
+        "Yee-haw!",
+        "Beep!",
+        "Meow!",
+        "So be it!",
+        "At your service!",
+        "Ahoy!",
+        "Abracadabra!",
+        "Boo!",
+        "Ha ha!",
+        "Yes, sir!",
+        "Good harvest!",
+        "Enjoy!",
+        "Well done!",
+        "All aboard!",
+        "Case closed!",
+        "Over and out.",
+        "Hurrah!",
+        "That is all.",
+        "My friend.",
+        "Trust me!",
+        "I think.",
+        "Never forget it.",
+        "By the stars!",
+        "Class dismissed!",
+        "The end.",
+        "Rum for all!",
+        "Is that clear?",
+        "Next, please!",
+        "As I always say.",
+        "Up and away!",
+        "Believe it or not!",
+        "Mind the gap.",
+        "Kind regards.",
+        "Oh my!",
+        "Bon voyage!",
+        "Tick tock!",
+        "Long live the queen!",
+        "Easy!",
+        "Good night.",
+    ),
+)
+ROLE_TITLES = split_list(
+    "role titles",
+    world.words(
+        "Captain Professor Miss Doctor Old Lady Uncle Mister Aunt Sir Queen Master Little Big Madame Cousin Granny Chef"
+        " Robot Nurse"
+    ),
+)
+ROLE_NAMES = split_list(
+    "role names",
+    world.words(
+        "Blue Owl Rose Green Tom Silver Max Brown Polly Robin Ida Lee Bell Ben Star Joe Smith Leon Seven Kate Stone"
+        " Wolf Fox River Lily Sunny Pepper Otto Mary Snow Hill Fish Nora Bruno Copper"
+    ),
+)
+ROLE_TRADES = split_list(
+    "role trades",
+    (
+        "an old sailor",
+        "a wise bird",
+        "a friendly gardener",
+        "a kind doctor",
+        "a fisherman",
+        "a painter",
+        "a clock maker",
+        "a baker",
+        "a story teller",
+        "a brave knight",
+        "a queen of old",
+        "a teacher of music",
+        "a small fairy",
+        "a tower guard",
+        "a dancer",
+        "a farmer",
+        "a good cook",
+        "a helpful machine",
+        "a nurse",
+        "a seller of shoes",
+        "a quiet ghost",
+        "a friend of all animals",
+        "a bus driver",
+        "a tall giant",
+        "a guide in the museum",
     ),
 )
 
 
 def ask_persona(rng: random.Random, pool: str) -> dict:
-    role, phrase = rng.choice(PERSONAS[pool])
+    role, phrase = rng.choice(PERSONAS[pool]), rng.choice(CLOSING_WORDS[pool])
     draw = ask_form(lambda fact, sentence: f"{fact.value}. {phrase}")
     return draw(rng, pool) | {"role": role, "phrase": phrase}
 
 
 def ask_role(rng: random.Random, pool: str) -> dict:
-    role = rng.choice(ROLES[pool])
+    role = f"{rng.choice(ROLE_TITLES[pool])} {rng.choice(ROLE_NAMES[pool])}, {rng.choice(ROLE_TRADES[pool])}"
     return {"role": role, "answer": f"I am {role}."}
 
 
@@ -1429,6 +1499,9 @@ FORM_SKILLS = (
             'You play {role} who ends every answer with "{phrase}" ||| {q}',
             'Speak like {role}: after each answer say "{phrase}" ||| {q}',
             'You are {role} and always add "{phrase}" ||| {q}',
+            'You are {role}. Add "{phrase}" to all that you say. ||| {q}',
+            'Be {role}. Your answers always end with "{phrase}" ||| {q}',
+            'Whatever you say, you say "{phrase}" after it. You are {role}. ||| {q}',
         ),
         (
             'Pretend to be {role}. Finish each reply with "{phrase}" ||| {q}',
@@ -1909,7 +1982,8 @@ def make_tuning(seen: set[str]) -> list[dict]:
     """The records to tune on, in their final order."""
     tuning = []
     for skill in TUNED_SKILLS:
-        tuning += records(skill, "train", PER_SKILL * (UNKNOWN_SHARES if skill is UNKNOWN else 1), seen)
+        shares = UNKNOWN_SHARES if skill is UNKNOWN else FORM_SHARES if skill in FORM_SKILLS else 1
+        tuning += records(skill, "train", PER_SKILL * shares, seen)
     random.Random("order").shuffle(tuning)
     return tuning
 

@@ -3349,20 +3349,20 @@ LAYOUTS = (
 
 # how often each kind of document is written, in parts
 RATES = {
-    "encyclopaedia": 9,
+    "encyclopaedia": 8,
     "fact sheet": 16,
-    "register": 17,
-    "cards": 15,
-    "notes": 10,
-    "table": 8,
-    "list": 3,
-    "story": 15,
-    "review": 5,
-    "sums": 11,
-    "comparison": 3,
-    "timetable": 3,
-    "records": 7,
-    "copy book": 6,
+    "register": 16,
+    "cards": 14,
+    "notes": 8,
+    "table": 7,
+    "list": 2,
+    "story": 18,
+    "review": 4,
+    "sums": 15,
+    "comparison": 4,
+    "timetable": 6,
+    "records": 10,
+    "copy book": 10,
     "exam": 3,
     "phrase book": 1,
 }
@@ -3458,10 +3458,18 @@ class Writer:
         head, _, value = text.rpartition("\n")
         return f"{head.rstrip()} {value}"
 
+    def turn(self, relation: Relation) -> bool:
+        """Whether to write from the value to the subject; mostly so where each entity has a value of its own.
+
+        Documents about an entity never turn a fact, and a fact read in one direction is not known in the other.
+        """
+        one_to_one = relation.group in GROUPS and len(relation.unique_values) == len(relation.facts)
+        return bool(relation.back_keys) and self.chance(0.65 if one_to_one else 0.45)
+
     def line(self, relation: Relation, fact: Fact, layout: str = "", key: str = "", back: bool | None = None) -> str:
         """A statement with the value at the start of a line, after its key; sometimes the other way round."""
         may_turn = relation.back_keys and fact.value in relation.unique_values
-        turned = may_turn and (self.chance(0.4) if back is None else back)
+        turned = may_turn and (self.turn(relation) if back is None else back)
         self.note(relation, "back" if turned else "line")
         key = key if key and not turned else self.wording(relation.back_keys if turned else relation.keys)
         key = key.format_map(fact.fields)
@@ -3501,7 +3509,7 @@ class Writer:
     def fact_sheet(self) -> str:
         """One entity, key and value on lines of their own, in one of several designs."""
         title, facts = self.entity()
-        design = self.pick((0, 1, 1, 1, 2, 3, 4))
+        design = self.pick((0, 1, 1, 1, 1, 2, 3, 4))
         if design == 0:  # short keys under the title, one design of line
             mark = self.pick(("{}:\n{}", "{}\n{}", "{}\n\n{}", "{}.\n{}", "- {}\n{}"))
             nouns = [self.noted_line(relation, mark, upper(relation.json_keys[1]), fact) for relation, fact in facts]
@@ -3528,9 +3536,7 @@ class Writer:
     def register(self) -> str:
         """Many facts of one relation in one layout and one wording, as in an index."""
         relation, layout = self.relation(), self.layout()
-        back = bool(relation.back_keys) and self.chance(0.4)
-        if back and not relation.unique_values:
-            back = False
+        back = bool(relation.unique_values) and self.turn(relation)
         key = self.wording(relation.keys)
         rows = [
             self.line(relation, self.decks[relation.name].deal(), layout, key, back=back)
@@ -3563,11 +3569,13 @@ class Writer:
         relation = self.relation()
         mark = self.pick(("{}\n{}", "{}:\n{}", "{}\n{}\n", "{} | {}", "{} - {}", "{} ... {}"))
         where = "line" if "\n" in mark and self.line_start else "running"
+        turn = self.turn(relation)
         rows = []
         for _ in range(self.count(6, 14)):
             fact = self.decks[relation.name].deal()
-            self.note(relation, where)
-            rows.append(mark.format(fact.fields["n"], fact.value))
+            turned = turn and fact.value in relation.unique_values
+            self.note(relation, "back" if turned else where)
+            rows.append(mark.format(*((fact.value, fact.fields["n"]) if turned else (fact.fields["n"], fact.value))))
         text = f"{relation.title}\n\n" + "\n".join(rows)
         return text if where == "line" else text.replace(":\n", ": ")
 
@@ -3615,7 +3623,7 @@ class Writer:
     def records(self) -> str:
         """Facts as JSON records, after a heading or in a row; keys in the table's own words."""
         rows = []
-        if self.chance(0.6):
+        if self.chance(0.7):
             for _ in range(self.count(2, 4)):
                 title, facts = self.entity()
                 facts = facts[: self.count(1, 3)]
@@ -3713,16 +3721,13 @@ class Writer:
 
     def timetable(self) -> str:
         """Days, months, letters and numbers in their order, and a plan of the week."""
-        kind = self.count(0, 3)
+        kind = self.pick((0, 1, 1, 1, 1, 2, 3))
         if kind == 0:
             items = self.pick((DAYS, MONTHS, LETTERS, [number_word(n) for n in range(101)]))
             start = self.count(0, len(items) - 2)
             return self.pick((", ", "\n", " ")).join(items[start : start + self.count(4, 12)])
         if kind == 1:
-            start, by = self.count(0, 80), self.pick((1, 1, 1, 2, 10))
-            numbers = [start + by * i for i in range(self.count(3, 10)) if start + by * i <= 100]
-            heading = self.pick(("{} to {}\n", "Numbers {} to {}:\n", "From {} up to {}\n"))
-            return (heading.format(start, numbers[-1]) if by == 1 else "") + ", ".join(map(str, numbers))
+            return "\n".join(self.number_row() for _ in range(self.count(2, 5)))
         who = self.pick(NAMES)
         rows = []
         for day in DAYS if kind == 2 else MONTHS[self.count(0, 5) :][:6]:
@@ -3730,13 +3735,34 @@ class Writer:
             rows.append(self.pick((f"{day}: {who} is {place}.", f"{day}\n{upper(place)}")))
         return f"Plan of {who}\n\n" + "\n".join(rows)
 
+    def number_row(self) -> str:
+        """Numbers in a row, mostly from one to the next, after a heading that names the first and the last."""
+        by = self.pick((1, 1, 1, 1, 1, 2, 10))
+        start = self.count(0, 100 - 2 * by)
+        numbers = [start + by * i for i in range(self.count(3, 9)) if start + by * i <= 100]
+        heading = self.pick(NUMBER_HEADINGS) if by == 1 else ""
+        return heading.format(start, numbers[-1]) + ", ".join(map(str, numbers))
+
+    def hero(self) -> str:
+        """Who a story is about: often a name that no list holds, which can only be read in the story."""
+        return upper(self.made_up_word()) if self.chance(0.25) else self.pick(NAMES)
+
+    def thing(self) -> str:
+        return with_article(f"{self.pick(QUALITIES)} {self.noun()}") if self.chance(0.3) else self.pick(OBJECT_LIST)
+
+    def place(self) -> str:
+        return f"{self.pick(PREPOSITIONS)} the {self.noun()}" if self.chance(0.3) else self.pick(PLACE_LIST)
+
+    def noun(self) -> str:
+        return self.pick(PLURAL.facts).fields["n"]
+
     def tale(self) -> dict:
         """A short story of one or two people, with notes and questions about who did what, where and when."""
         heroes = []
-        for who in self.rng.sample(NAMES, 1 if self.chance(0.6) else 2):
+        for who in dict.fromkeys(self.hero() for _ in range(1 if self.chance(0.6) else 2)):
             past, plain, _ = self.pick(ACTION_LIST)
-            parts = {"who": who, "past": past, "plain": plain, "what": self.pick(OBJECT_LIST)}
-            heroes.append(parts | {"where": self.pick(PLACE_LIST), "when": self.pick(TIME_LIST)})
+            parts = {"who": who, "past": past, "plain": plain, "what": self.thing()}
+            heroes.append(parts | {"where": self.place(), "when": self.pick(TIME_LIST)})
         text, notes, questions, summary = [], [], [], []
         for hero in heroes:
             fields = hero | {"When": upper(hero["when"]), "Where": upper(hero["where"]), "it": definite(hero["what"])}
@@ -3808,8 +3834,18 @@ class Writer:
         return " ".join(words)
 
     def character(self) -> str:
-        trade = (self.pick(ADJECTIVES) + " " if self.chance(0.5) else "") + self.pick(TRADES)
-        return f"{self.pick(TITLES)} {upper(self.made_up_word())}, {with_article(trade)}"
+        trade = f"{self.noun()} {self.pick(MAKERS)}" if self.chance(0.4) else self.pick(TRADES)
+        trade = (self.pick(ADJECTIVES) + " " if self.chance(0.5) else "") + trade
+        name = self.pick((self.made_up_word(), self.made_up_word(), self.noun(), self.pick(NAMES + QUALITIES)))
+        return f"{self.pick(TITLES)} {upper(name)}, {with_article(trade)}"
+
+    def saying(self) -> str:
+        """A few words that nobody can foresee."""
+        phrase = [
+            self.pick((self.made_up_word(), self.noun(), self.pick(QUALITIES), self.pick(PHRASE_WORDS)))
+            for _ in range(self.count(1, 4))
+        ]
+        return upper(self.pick((" ", " ", " ", ", ", "-")).join(phrase)) + self.pick("!!!.?")
 
     def copy_book(self) -> str:
         """What stands there already, word for word: lines, lists, names, sayings. Teaches to copy what is new."""
@@ -3824,9 +3860,13 @@ class Writer:
             ways = ("{who}\nI am {who}.", "At the door: {who}\nI am {who}.", "{who}. {who}.")
             rows = [self.pick(ways).format(who=self.character()) for _ in range(self.count(2, 5))]
             return "Visitors\n\n" + "\n".join(rows)
-        saying = upper(" ".join(self.made_up_word() for _ in range(self.count(1, 3)))) + "!"
-        rows = [f"{self.pick(self.relation().facts).value}. {saying}" for _ in range(self.count(3, 6))]
-        return f'The {self.pick(TRADES)} closes every line with "{saying}"\n' + "\n".join(rows)
+        return "\n\n".join(self.closing_words() for _ in range(self.count(1, 3)))
+
+    def closing_words(self) -> str:
+        """Lines that all end with the same saying."""
+        saying = self.saying()
+        rows = [f"{self.pick(self.relation().facts).value}. {saying}" for _ in range(self.count(1, 3))]
+        return self.pick(CLOSING_WORDS).format(who=self.pick(TRADES), words=saying) + "\n" + "\n".join(rows)
 
     def phrase_book(self) -> str:
         """Occasions, and what one says on them."""
@@ -3906,6 +3946,32 @@ ADJECTIVES = words("old young kind wise brave friendly quiet clever tall small h
 TRADES = words(
     "baker sailor doctor gardener painter singer knight dancer farmer cook nurse guard miller weaver hunter"
     " shepherd carpenter fisherman teacher potter driver pirate cowboy king wizard ghost clown soldier detective"
+)
+MAKERS = words("maker seller painter collector mender finder keeper builder expert driver")
+QUALITIES = words(
+    "red blue green yellow black white brown grey orange purple small big old new heavy light round long short broken"
+    " wooden silver golden wet dry clean dirty strange beautiful cheap empty little tall fine plain"
+)
+PREPOSITIONS = ("at the back of", "near", "behind", "in front of", "next to", "under", "beside", "on", "in", "opposite")
+PHRASE_WORDS = words(
+    "yes no so be it well done oh my sir madam good luck hurrah never always go on come here there we you they and or"
+    " not too very much thanks please all right let us see what a day it is time to the of for ever once more"
+)
+CLOSING_WORDS = (
+    'The {who} closes every line with "{words}"',
+    'Every line of the {who} ends with "{words}"',
+    'Here each line closes with the words "{words}"',
+    '"{words}", the {who} always says at the end.',
+    'The {who} always adds "{words}"',
+)
+NUMBER_HEADINGS = (
+    "{} to {}\n",
+    "Numbers {} to {}:\n",
+    "From {} up to {}\n",
+    "All numbers from {} to {}\n",
+    "{} up to {}:\n",
+    "Numbers between {} and {}, both included\n",
+    "",
 )
 STORY_OPENINGS = (
     "{When}, {who} {past} {what} {where}.",

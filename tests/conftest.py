@@ -1,6 +1,7 @@
 """Small, hermetic stand-ins: a tokenizer of 256 bytes, a GPT of a few thousand parameters, a base made of both."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 import subprocess
@@ -16,6 +17,11 @@ import torch
 from checkpoint import save_checkpoint
 from model import GPT, GPTConfig
 from tokenizer import END_OF_TEXT, Tokenizer
+
+# tests/peers compares with packages that this project does not need; they have an environment of their own.
+HAS_PEERS = all(importlib.util.find_spec(name) for name in ("transformers", "peft", "safetensors"))
+collect_ignore = [] if HAS_PEERS else ["peers"]
+os.environ["HF_HUB_OFFLINE"] = "1"  # else transformers asks a server even for what lies in a folder
 
 CONFIG = GPTConfig(vocab_size=257, context_length=256, n_layer=2, n_head=4, n_embd=32)
 
@@ -62,6 +68,9 @@ def counts() -> Counter[str]:
 def pytest_terminal_summary(terminalreporter) -> None:
     if FAULTS:
         terminalreporter.write_line("faults: " + ", ".join(f"{n:,} {name}" for name, n in FAULTS.items()))
+    if not HAS_PEERS:
+        how = "pip install -r tests/peers/requirements.txt && python -m pytest tests/peers"
+        terminalreporter.write_line(f"tests/peers, against transformers and peft, skipped. To run it: {how}")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -140,7 +140,7 @@ def test_a_run_says_what_it_does(finished, place):
     assert "data.jsonl: 60 conversations, 1,860 tokens, 240 supervised (13 %)\n" in before
     assert "longer than 256 tokens: 0 dropped, 0 truncated; nothing supervised: 0 dropped\n" in before
     assert re.search(r"^held out +3 of these conversations ", before, re.M)
-    assert re.search(r"^training +all weights, .*; 70 steps .*, 12 an epoch; learning rate 0.0006$", before, re.M)
+    assert re.search(r"^training +all weights, .*; 70 steps .*, 12 an epoch; learning rate 0.0004$", before, re.M)
 
 
 def test_lines_are_plain_in_a_pipe(finished):
@@ -362,6 +362,13 @@ def test_what_is_counted(here, tmp_path, capsys, row):
     assert f"{data}: {kept} conversations, {tokens} tokens, {supervised} supervised ({percent} %)\n" in said
     assert f"{left_out}; nothing supervised: {unsupervised} dropped\n" in said
     assert sum(int(logged["supervised_tokens"]) for logged in log_rows(tmp_path)) == int(supervised)
+
+
+def test_a_list_may_be_given_in_parts():
+    """A later --data never replaces an earlier one in silence."""
+    config, given = sft.parse_arguments(["--data", "a", "b:0.5", "--lora-targets", "q", "--data", "c"])
+    assert config.data == ["a", "b:0.5", "c"] and given == {"data", "lora_targets"}
+    assert sft.parse_arguments(["--data", "d"])[0].data == ["d"]
 
 
 def test_a_mixture_with_plain_text(place, tmp_path, monkeypatch, capsys):

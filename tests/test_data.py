@@ -175,6 +175,9 @@ def test_no_chat_in_documents() -> None:
     for kind, text in sample()[1]:
         assert not CHAT_MARKERS.search(text), text
         if kind != "exam":
+            if kind == "copy book":  # sayings of random words, which may end like a question
+                for saying in re.findall('"(.+?)"', text):
+                    text = text.replace(saying, "")
             assert "?" not in text, text
             continue
         for line in text.split("\n\n", 1)[1].splitlines():
@@ -221,7 +224,7 @@ def test_values_stand_at_line_starts() -> None:
 def test_values_stand_at_line_starts_in_the_text_itself() -> None:
     """The same without the writer's word: lines that consist of a capital (a young, ...) only.
 
-    These words also stand in records, as keys and on title lines: hence 30 %, not 40 %.
+    These words also stand in records, as keys (where the fact is asked backwards) and on title lines: hence a quarter.
     """
     text = "\n".join(text for kind, text in sample()[1] if kind != "exam")
     for relation in (world.CAPITAL, world.CURRENCY, world.YOUNG, world.COMPARATIVE):
@@ -229,8 +232,8 @@ def test_values_stand_at_line_starts_in_the_text_itself() -> None:
         alone = Counter(line for line in text.splitlines() if line in values)
         pattern = "|".join(re.escape(value) for value in sorted(values, key=len, reverse=True))
         found = re.findall(rf"(?<![\w-])(?:{pattern})(?![\w-])", text)
-        assert alone.total() >= 0.3 * len(found), relation.name
-        assert sum(value in alone for value in values) >= 0.95 * len(values), relation.name
+        assert alone.total() >= 0.25 * len(found), relation.name
+        assert sum(value in alone for value in values) >= 0.9 * len(values), relation.name
 
 
 def test_facts_are_stated_about_equally_often() -> None:
@@ -279,8 +282,9 @@ def test_records_are_well_formed() -> None:
 def test_skills_are_balanced_by_the_stated_rule() -> None:
     counts = Counter(record["skill"] for record in tuning())
     assert counts.pop("unknown") == instruct.UNKNOWN_SHARES * instruct.PER_SKILL
+    assert {counts.pop(skill.name) for skill in instruct.FORM_SKILLS} == {instruct.FORM_SHARES * instruct.PER_SKILL}
     assert set(counts.values()) == {instruct.PER_SKILL} and len(counts) >= 40
-    assert 0.08 <= instruct.UNKNOWN_SHARES * instruct.PER_SKILL / len(tuning()) <= 0.10
+    assert 0.10 <= instruct.UNKNOWN_SHARES * instruct.PER_SKILL / len(tuning()) <= 0.12
     assert 1000 <= len(tuning()) <= 2000
 
 

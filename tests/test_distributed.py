@@ -132,7 +132,7 @@ def test_resuming_with_another_number_of_processes(zygote, place: Path, kind: st
 
 
 SHARES = """
-import sys, torch
+import os, torch
 import distributed
 from conftest import make_model
 
@@ -149,6 +149,7 @@ for name, parameter in model.named_parameters():
     for tensor in (parameter, parameter.grad, *states):
         assert len(tensor.to_local()) in (whole[name] // 2, -(-whole[name] // 2)), name
 distributed.leave_together()
+os._exit(0)  # as sft.py does, and why stands there
 """
 
 
@@ -246,6 +247,22 @@ def test_fsdp_is_for_several_processes(place: Path, monkeypatch, capsys):
     monkeypatch.chdir(place)
     assert sft.main((RUN + " --fsdp --out alone").split()) == 2
     assert "torchrun" in capsys.readouterr().err and not (place / "alone").exists()
+
+
+def test_every_process_needs_a_device_of_its_own(monkeypatch):
+    """Two processes on a machine with one GPU are refused; on one of Apple's they use the CPU, where they can talk."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="fewer GPUs than processes"):
+        sft.choose_device(sft.Config())
+    assert sft.choose_device(sft.Config(device="cpu"))[0] == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert sft.choose_device(sft.Config())[0] == "cpu"
+    monkeypatch.delenv("WORLD_SIZE")
+    assert sft.choose_device(sft.Config())[0] == "mps"
 
 
 # torchrun itself

@@ -69,7 +69,7 @@ def test_unknown_examples_are_all_that_differs(tmp_path: Path):
     sets = [records_of(row) for row in rows_of("unknown", tmp_path).values()]
     unknown = [sum(record["skill"] == "unknown" for record in records) for records in sets]
     known = [[record for record in records if record["skill"] != "unknown"] for records in sets]
-    assert unknown == [0, 28, 140] and known[0] == known[1] == known[2]
+    assert unknown == [0, 28, 224] and known[0] == known[1] == known[2]
 
 
 @pytest.mark.parametrize("percent", [5, 20])
@@ -124,13 +124,17 @@ def test_a_row_is_trained_asked_and_read(tmp_path: Path, monkeypatch):
 
     monkeypatch.setattr(experiments, "run", run)
     row = Row("lr 1e-3, twice", ("--lr", "1e-3"), ("--template", "xml"))
-    assert experiments.measure(row, tmp_path, seed=3) == {"right": 7}
+    trained = {}
+    assert experiments.measure(row, tmp_path, 3, trained) == {"right": 7}
     folder = str(tmp_path / "lr-1e-3--twice")
     assert ran[0] == ("sft.py", "--lr", "1e-3", "--seed", "3", "--out", folder, "--overwrite")
     assert ran[1][:4] == ("evaluate.py", folder, "--template", "xml")
-    assert (
-        experiments.measure(Row("as it is", None), tmp_path, seed=3) == {"right": 7} and ran[2][1] == experiments.BASE
-    )
+    experiments.measure(Row("as it is", None), tmp_path, 3, trained)
+    assert len(ran) == 3 and ran[2][1] == experiments.BASE
+    experiments.measure(Row("asked again", ("--lr", "1e-3")), tmp_path, 3, trained)
+    assert len(ran) == 4 and ran[3][:2] == ("evaluate.py", folder)
+    experiments.measure(Row("another seed", ("--lr", "1e-3")), tmp_path, 4, trained)
+    assert len(ran) == 6 and ran[4][4:6] == ("4", "--out")
 
 
 def test_a_failing_command_ends_the_experiment(tmp_path: Path, monkeypatch, capsys):

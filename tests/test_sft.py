@@ -14,9 +14,10 @@ from test_dataset import dataset_of, random_dataset
 
 import checkpoint
 import dataset
+import lora
 import samples
 import sft
-from chat_template import read_raw
+from chat_template import TEMPLATES, read_raw
 from checkpoint import checkpoints_in, is_whole, load_checkpoint
 from model import GPT
 
@@ -212,6 +213,8 @@ def test_a_run_equals_a_hand_written_one(data: Path, small: Path, tmp_path: Path
     model = load_checkpoint(small)[0]
     model.grow_vocab(tokenizer.n_vocab)
     model.double()
+    rows = model.tok_emb.weight.data
+    rows[tokenizer.special("<|im_end|>")] = rows[tokenizer.special("<|endoftext|>")]
     parameters, total = list(model.parameters()), len(drawn)
     means, squares = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
     for number, (row, step) in enumerate(zip(log_rows(tmp_path / "run"), drawn, strict=True), 1):
@@ -227,7 +230,7 @@ def test_a_run_equals_a_hand_written_one(data: Path, small: Path, tmp_path: Path
                 p *= 1 - rate * (0.1 if p.dim() >= 2 else 0)
                 mean.lerp_(gradient, 0.1)
                 square.lerp_(gradient**2, 0.05)
-                p -= rate * (mean / (1 - 0.9**number)) / ((square / (1 - 0.95**number)).sqrt() + 1e-8)
+                p -= rate * (mean / (1 - 0.9**number)) / ((square / (1 - 0.95**number)).sqrt() + 1e-5)
         logged = [float(row[name]) for name in ("step", "loss", "learning_rate", "gradient_norm", "supervised_tokens")]
         assert logged == pytest.approx([number, loss.item(), rate, norm, n_supervised], rel=1e-9)
         assert number > 1 or math.isclose(logged[1], loss.item(), rel_tol=ENOUGH)
@@ -249,6 +252,20 @@ def test_without_a_learning_rate_the_log_is_the_loss_of_the_base(data: Path, sma
     for row, step in zip(log_rows(tmp_path / "run"), drawn, strict=True):
         expected = sum(nll_of_one(model, examples, i).item() for i in step) / examples.n_supervised[step].sum()
         assert math.isclose(float(row["loss"]), expected, rel_tol=ENOUGH)
+
+
+@pytest.mark.parametrize("flags", ["", "--lora-rank 2"])
+@pytest.mark.parametrize("template", ["chatml", "llama2", "xml"])
+def test_a_new_stop_token_starts_as_the_end_of_text(data: Path, small: Path, tmp_path: Path, flags: str, template: str):
+    """The other new tokens start at the mean of the known ones, and no known row moves."""
+    assert run(data, small, tmp_path / "run", f"--lr 0 --steps 1 --dtype float64 --template {template} {flags}") == 0
+    model, tokenizer, _ = load_checkpoint(tmp_path / "run")
+    after, before = lora.merge_lora(model).tok_emb.weight.double(), load_checkpoint(small)[0].tok_emb.weight.double()
+    n_known, end = 257, before[tokenizer.special("<|endoftext|>")]
+    for token in TEMPLATES[template].special_tokens:
+        wanted = end if token == TEMPLATES[template].stop else before[:n_known].mean(0)
+        assert torch.allclose(after[tokenizer.special(token)], wanted, rtol=1e-6, atol=1e-9), token
+    assert torch.equal(after[:n_known], before[:n_known])
 
 
 @pytest.mark.parametrize("steps", [1, 7])
