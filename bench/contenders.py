@@ -21,6 +21,7 @@ import torch
 from task import (
     BETAS,
     CLIP,
+    EPSILON,
     LEARNING_RATE,
     Record,
     Task,
@@ -50,7 +51,7 @@ def ours(task: Task, record: Record, lora_rank: int = 0) -> None:
     run = sft.Run(config, task.device, dtype, model, None, {}, None, [], None)
     optimizer = sft.make_optimizer(run, None)
     for group in optimizer.param_groups:
-        group["lr"] = LEARNING_RATE
+        group |= {"lr": LEARNING_RATE, "eps": EPSILON}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     forward = torch.compile(model, dynamic=True) if task.compile else model
     model.train()
@@ -72,7 +73,7 @@ def plain_loop(task: Task, record: Record, tuned: bool = False) -> None:
     if tuned:
         sft.keep_freed_memory()
     model = transformers_model(task.config, "gelu_pytorch_tanh" if tuned else "gelu_new").to(task.device).train()
-    settings = dict(lr=LEARNING_RATE, betas=BETAS, weight_decay=0.0)
+    settings = dict(lr=LEARNING_RATE, betas=BETAS, eps=EPSILON, weight_decay=0.0)
     optimizer = torch.optim.AdamW(model.parameters(), **settings, fused=True if tuned else None)
     forward = torch.compile(model, dynamic=True) if task.compile else model
     record.start()
@@ -116,7 +117,9 @@ def trl(task: Task, record: Record, padding_free: bool = False, tuned: bool = Fa
     model = transformers_model(task.config, "gelu_pytorch_tanh" if tuned else "gelu_new")
     with tempfile.TemporaryDirectory() as folder:
         same = dict(learning_rate=LEARNING_RATE, lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=CLIP)
-        same |= dict(adam_beta1=BETAS[0], adam_beta2=BETAS[1], num_train_epochs=1, max_length=None)
+        same |= dict(
+            adam_beta1=BETAS[0], adam_beta2=BETAS[1], adam_epsilon=EPSILON, num_train_epochs=1, max_length=None
+        )
         same |= dict(per_device_train_batch_size=len(task.steps[0]), train_sampling_strategy="sequential")
         same |= dict(gradient_checkpointing=False, padding_free=padding_free)
         quiet = dict(output_dir=folder, report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True)

@@ -38,7 +38,7 @@ SHAPES = {
 }
 
 # The optimiser of all: AdamW without decay at a constant learning rate, gradients clipped to norm 1.
-LEARNING_RATE, BETAS, CLIP = 3e-4, (0.9, 0.95), 1.0
+LEARNING_RATE, BETAS, EPSILON, CLIP = 3e-4, (0.9, 0.95), 1e-8, 1.0
 
 
 # The task
