@@ -50,7 +50,8 @@ class LoraLinear(nn.Module):
         self.train(base.training)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, in) -> (N, out)
-        return self.base(x) + F.linear(F.linear(self.dropout(x), self.lora_a), self.lora_b) * self.scale
+        low = F.linear(self.dropout(x), self.lora_a)  # (N, rank)
+        return torch.addmm(self.base(x), low, self.lora_b.T, alpha=self.scale)  # one pass over (N, out), not three
 
     def merged(self) -> nn.Linear:
         self.base.weight.data += self.scale * (self.lora_b @ self.lora_a).data
@@ -72,7 +73,7 @@ class LoraTokens(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:  # (n, C) -> (n, V)
         difference = F.linear(x, self.lora_rows)  # (n, number of tokens)
-        return self.base.logits(x).index_add(1, self.token_ids, difference)
+        return self.base.logits(x).index_add_(1, self.token_ids, difference)  # in place: logits are large
 
     def merged(self) -> nn.Module:
         self.base.weight.data[self.token_ids] += self.lora_rows.data

@@ -50,17 +50,21 @@ class KVCache:
         self.kv = torch.zeros(shape, dtype=like.dtype, device=like.device)  # not new_zeros: `like` may be a shard
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=like.device)  # (B,) tokens in the cache
 
-    def positions(self, n_new: int) -> Tensor:
-        """(B, T) where the next `n_new` tokens of each sequence stand."""
-        return self.lengths[:, None] + torch.arange(n_new, device=self.lengths.device)
+    def place(self, n_new: int) -> Tensor:
+        """(B, T) where the next `n_new` tokens of each sequence stand. What follows from that is the same in all layers
+        and worked out here, once: a new token costs so little that the bookkeeping counts."""
+        device = self.lengths.device
+        self.rows = torch.arange(len(self.lengths), device=device)[:, None]  # (B, 1)
+        self.positions = self.lengths[:, None] + torch.arange(n_new, device=device)  # (B, T)
+        self.end = int(self.positions.max()) + 1  # S
+        self.seen = torch.arange(self.end, device=device) <= self.positions[:, None, :, None]  # (B, 1, T, S)
+        return self.positions
 
-    def update(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, H, T, D) keys and values at (B, T) positions; give back all up to the last, (B, H, S, D)."""
-        rows = torch.arange(len(positions), device=positions.device)[:, None]
+    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B, H, T, D) keys and values in their places; give back all up to the last, (B, H, S, D)."""
         for stored, new in zip(self.kv[layer], (keys, values)):
-            stored[rows, :, positions] = new.transpose(1, 2)
-        end = int(positions.max()) + 1
-        return self.kv[layer, 0, :, :, :end], self.kv[layer, 1, :, :, :end]
+            stored[self.rows, :, self.positions] = new.transpose(1, 2)
+        return self.kv[layer, 0, :, :, : self.end], self.kv[layer, 1, :, :, : self.end]
 
     def keep(self, rows: Tensor) -> None:
         """Drop every sequence but these."""
@@ -79,15 +83,15 @@ class CausalSelfAttention(nn.Module):
         (B, T), C = positions.shape, x.shape[-1]
         qkv = self.qkv(x)  # (N, 3C)
         if real is not None:  # attention alone needs the rectangle; the padding in it is zeros that nothing reads
-            qkv = qkv.new_zeros(B * T, 3 * C).index_copy(0, real, qkv)  # (B*T, 3C)
-        q, k, v = qkv.view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+            qkv = qkv.new_zeros(B * T, 3 * C).index_copy_(0, real, qkv)  # (B*T, 3C)
+        # split, not permute: its gradient is one copy of all three, not two
+        q, k, v = (part.view(B, T, self.n_head, -1).transpose(1, 2) for part in qkv.split(C, dim=-1))  # (B, H, T, D)
         if cache is None:
             dropout = self.dropout if self.training else 0.0
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)  # (B, H, T, D)
         else:  # is_causal counts from the top left corner, which is wrong for a new token against a longer cache
-            k, v = cache.update(layer, k, v, positions)  # (B, H, S, D)
-            seen = torch.arange(k.shape[2], device=k.device) <= positions[:, None, :, None]  # (B, 1, T, S)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+            k, v = cache.update(layer, k, v)  # (B, H, S, D)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=cache.seen)
         y = y.transpose(1, 2).reshape(B * T, C)
         if real is not None:
             y = y.index_select(0, real)  # (N, C)
@@ -113,8 +117,11 @@ class Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, *attention_arguments) -> Tensor:  # (N, C) -> (N, C)
+    def forward(self, x: Tensor, *attention_arguments, keep: Tensor | None = None) -> Tensor:  # (N, C) -> (N, C)
+        """With `keep`, only these n rows leave the block: (N, C) -> (n, C)."""
         x = x + self.attn(self.attn_norm(x), *attention_arguments)
+        if keep is not None:
+            x = x.index_select(0, keep)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -126,7 +133,10 @@ class TokenEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(vocab_size, n_embd))
 
     def forward(self, ids: Tensor) -> Tensor:  # (...) -> (..., C)
-        return F.embedding(ids, self.weight)  # not weight[ids], whose gradient on the CPU depends on thread timing
+        # Not weight[ids], whose gradient on the CPU depends on thread timing. There, a sparse gradient spares a matrix
+        # (V, C) of mostly zeros: its rows are added to the head's gradient, and the sum is dense again.
+        on_cpu = ids.device.type == "cpu" and not torch.compiler.is_compiling()
+        return F.embedding(ids, self.weight, sparse=on_cpu)
 
     def logits(self, x: Tensor) -> Tensor:  # (n, C) -> (n, V)
         return F.linear(x, self.weight)
@@ -162,28 +172,30 @@ class GPT(nn.Module):
 
         `ids` is (B, T), right-padded with any ids. `at` and `real` hold flat indices into B*T, ascending: `at` where
         logits are wanted (the head is the largest matrix of a small model), `real` the tokens that are not padding, to
-        which all linear layers are then limited. Padding needs no mask: it stands after all that is real, and
-        attention looks back only. With a `cache`, `ids` continue the sequences in it.
+        which all linear layers are then limited, those after the last attention to `at`. Padding needs no mask: it
+        stands after all that is real, and attention looks back only. With a `cache`, `ids` continue the sequences in
+        it.
         Raises ValueError where a sequence is longer than the context.
         """
         B, T = ids.shape
-        positions = torch.arange(T, device=ids.device).expand(B, T) if cache is None else cache.positions(T)
-        n_tokens = T if cache is None else int(cache.lengths.max()) + T
+        positions = torch.arange(T, device=ids.device).expand(B, T) if cache is None else cache.place(T)
+        n_tokens = T if cache is None else cache.end
         if n_tokens > self.config.context_length:
             raise ValueError(f"{n_tokens} tokens do not fit into a context of {self.config.context_length}")
         flat_ids, flat_positions = ids.flatten(), positions.flatten()  # (B*T,)
         if real is not None:
             flat_ids, flat_positions = flat_ids[real], flat_positions[real]  # (N,)
         x = self.emb_dropout(self.tok_emb(flat_ids) + self.pos_emb(flat_positions))  # (N, C)
+        # After the last attention nobody looks at the other positions any more.
+        keep = at if at is None or real is None else torch.searchsorted(real, at)  # (n,) rows of x
+        last = self.config.n_layer - 1
         for layer, block in enumerate(self.blocks):
-            x = block(x, positions, real, cache, layer)
-        if at is not None:
-            x = x.index_select(0, at if real is None else torch.searchsorted(real, at))  # (n, C)
+            x = block(x, positions, real, cache, layer, keep=keep if layer == last else None)  # in the end (n, C)
         logits = self.tok_emb.logits(self.final_norm(x))
         if at is not None:
             return logits  # (n, V)
         if real is not None:
-            logits = logits.new_zeros(B * T, logits.shape[-1]).index_copy(0, real, logits)
+            logits = logits.new_zeros(B * T, logits.shape[-1]).index_copy_(0, real, logits)
         return logits.view(B, T, -1)
 
     def grow_vocab(self, n_vocab: int) -> None:

@@ -91,17 +91,40 @@ def test_padded_batch_equals_each_conversation_alone(use_at: bool, use_real: boo
 
 
 def test_layers_run_on_real_tokens_and_the_head_on_targets_only() -> None:
-    """Claim 13: neither padding nor a position without a target costs a matrix product; no target, no gradient."""
+    """Claim 13: padding costs no matrix product, nor does a position without a target after the last attention; and
+    where there is no target, there is no gradient."""
     model, (ids, real) = make_model(), right_pad(conversations(3, 20, 8), [EOS])
     n_rows: dict[str, int] = {}
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.LayerNorm)):
             module.register_forward_hook(lambda _, x, y, name=name: n_rows.update({name: y.numel() // y.shape[-1]}))
     model(ids, at=torch.tensor([2, 25, 39, 47]), real=real)
-    assert n_rows.pop("final_norm") == 4
-    assert len(n_rows) == 12 and set(n_rows.values()) == {3 + 20 + 8}
+    last = [n_rows.pop(name) for name in ("final_norm", *(f"blocks.1.mlp{part}" for part in ("_norm", ".up", ".down")))]
+    assert last == [4] * 4
+    assert len(n_rows) == 9 and set(n_rows.values()) == {3 + 20 + 8}
     nothing = torch.tensor([], dtype=torch.long)
     assert not any(g.any() for g in gradients(model, model(ids, at=nothing, real=real), nothing))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_tied_gradient_is_dense_and_that_of_both_uses(threads: int) -> None:
+    """Rows that come often, once and never; over two micro-batches; the same bits each time."""
+    torch.set_num_threads(threads)
+    ids, at = torch.tensor([[7, 7, 9, 7, 30, 9, 7, 8]] * 40), torch.tensor([2, 3, 7, 100, 319])
+
+    def learn(model: GPT) -> Tensor:
+        for _ in range(2):
+            model(ids, at=at).log_softmax(-1)[:, 5].sum().backward()
+        return model.tok_emb.weight.grad
+
+    untied = make_model()
+    head, rows = (untied.tok_emb.weight.detach().clone().requires_grad_() for _ in range(2))
+    untied.tok_emb.logits = lambda x: x @ head.T
+    untied.tok_emb.forward = lambda ids: nn.functional.one_hot(ids, 257).double() @ rows
+    learn(untied)
+    first, second = learn(make_model()), learn(make_model())
+    assert first.layout == torch.strided and torch.equal(first, second)
+    assert_exact(first, head.grad + rows.grad)
 
 
 @pytest.mark.parametrize(("dtype", "threads"), [(torch.float32, 1), (torch.float32, 2), (torch.float64, 1)])

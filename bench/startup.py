@@ -1,0 +1,85 @@
+"""From the start of the process to the first step, ours and the peers'; and tokens tokenised a second on one core.
+
+    python bench/startup.py --data FILE --against trl,hf
+
+Ours is the real command, `python sft.py --data FILE`, with this repository's base: when it says "training", all is
+prepared; when it says "step 1", the base has also answered three questions, and the first update is done. Peers
+(contenders.py) are timed up to the beginning of their first step, with a model of the small shape and ids that our code
+has rendered: their time is mostly their imports.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from task import SPECIAL_TOKENS, failed, format_table, machine, measure, median
+
+from checkpoint import HERE, find_file, load_checkpoint
+from dataset import build_dataset
+from tokenizer import Tokenizer
+
+
+def start_ours(data: str) -> dict[str, float]:
+    """Seconds until the real command has printed these lines."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(HERE / "sft.py"), "--data", data, "--device", "cpu"]
+        command += ["--steps", "2", "--eval-every", "2", "--save-every", "2"]
+        command += ["--out", f"{folder}/run", "--cache", f"{folder}/cache"]
+        started, seen = time.perf_counter(), {}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            for line in process.stdout:
+                for mark in ("training", "step 1/2"):
+                    if line.startswith(mark):
+                        seen.setdefault(mark, time.perf_counter() - started)
+        if process.returncode:
+            raise ValueError(f"sft.py ended with status {process.returncode}")
+    return seen
+
+
+def tokenising(data: Path, tokenizer: Tokenizer, seconds: float) -> float:
+    """Tokens a second through reading, parsing, rendering and masking, in one process, as a run does it."""
+    tokens, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        dataset, _ = build_dataset([data], tokenizer, "chatml", max_length=1024, overlong="truncate")
+        tokens += len(dataset.ids)
+    return tokens / (time.perf_counter() - started)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", default="tiny_instruct.jsonl")
+    parser.add_argument("--against", default="", help="any of trl, hf, with commas")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=5, help="how long to tokenise")
+    args = parser.parse_args()
+    try:
+        path = find_file(args.data).resolve()
+        ours = [start_ours(str(path)) for _ in range(args.rounds)]
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    rows = [["ours", f"{median(ours, 'training'):.2f}", f"{median(ours, 'step 1/2'):.2f}"]]
+    contender, arguments = str(Path(__file__).parent / "contenders.py"), ["--data", str(path), "--steps", "1"]
+    names = [name for name in args.against.split(",") if name]
+    for name, rounds in measure({name: [contender, name, *arguments] for name in names}, args.rounds).items():
+        error = failed(rounds)
+        rows.append([name, *((error, "") if error else (f"{median(rounds, 'ready_seconds'):.2f}", "-"))])
+    print(f"{machine('cpu')}; medians of {args.rounds} rounds\n")
+    print(format_table(["", "s to the first step", "s to its end"], rows) + "\n")
+    tokenizers = {"the base's vocabulary": load_checkpoint("base.pt")[1].with_special(SPECIAL_TOKENS)}
+    try:
+        tokenizers["GPT-2's vocabulary"] = Tokenizer.gpt2().with_special(SPECIAL_TOKENS)
+    except OSError as error:
+        print(f"GPT-2's vocabulary is left out: {error}", file=sys.stderr)
+    for name, tokenizer in tokenizers.items():
+        rates = [tokenising(path, tokenizer, args.seconds / args.rounds) for _ in range(args.rounds)]
+        print(f"tokenising {path.name}, one core, {name}: {np.median(rates):,.0f} tokens/s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
