@@ -31,7 +31,7 @@ TUNING, HELD_OUT = (str(HERE / "data" / name) for name in (make_instruct.TUNING_
 STEPS = ("--steps", "200", "--eval-every", "200")  # where the data sets differ in size: the same number of updates
 REPLAY_SEED = 1_000_033  # documents that neither the base nor the text of evaluate.py has
 # minutes instead of an hour
-SMALL_BASE = "--group country --tokens 1500000 --layers 4 --channels 128 --vocab-size 2048 --batch-tokens 512".split()
+SMALL_BASE = "--group country --tokens 2500000 --layers 4 --channels 128 --vocab-size 2048 --batch-tokens 512".split()
 
 # the columns of the tables: their heads, and the rows of evaluate.py that they show
 ENTITIES = {"entities": "right, split: entities"}

@@ -447,6 +447,9 @@ def train(run: Run, optimizer: torch.optim.Optimizer, saved: dict | None, stop: 
             log(f"          saved with {saved.get('circumstances')}; now {now}: the last bits may differ")
         if first_step > total:
             log("this run is finished; a larger --steps goes on with it")
+            if rank() == 0:  # a kill may have come between its last save and these
+                prune(Path(saved["file"]), config.keep_checkpoints)
+                plot_losses(run.folder / "log.csv")
             return 0
     elif speaks and run.samples:
         before = {"base": ask(model, run.tokenizer, run.base["template"], run.samples)}

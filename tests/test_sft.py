@@ -362,6 +362,16 @@ def test_half_a_row_is_no_step(data: Path, small: Path, tmp_path: Path):
     assert [row["step"] for row in log_rows(tmp_path / "run")] == ["1", "2", "3"]
 
 
+def test_a_finished_run_is_tidied(data: Path, small: Path, tmp_path: Path):
+    """Claim 19: a run that was killed after its last save, before old checkpoints went, ends like any other."""
+    assert run(data, small, tmp_path / "run", "--steps 3 --save-every 1 --keep-checkpoints 3") == 0
+    assert len(checkpoints_in(tmp_path / "run")) == 3
+    (tmp_path / "run/checkpoint-0000003.tmp").write_bytes(b"half a file")
+    assert sft.main(["--resume", str(tmp_path / "run"), "--keep-checkpoints", "2"]) == 0
+    names = sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))
+    assert names == ["checkpoint-0000002.pt", "checkpoint-0000003.pt"]
+
+
 def test_what_was_just_saved_is_never_pruned(data: Path, small: Path, tmp_path: Path, monkeypatch):
     """Claim 19: a damaged file of a later step does not count among --keep-checkpoints."""
     assert run(data, small, tmp_path / "run", DROPOUT + " --steps 6") == 0
