@@ -7,7 +7,7 @@ import torch
 from conftest import assert_exact, make_model
 from torch import Tensor, nn
 
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, TokenEmbedding
 
 EOS = 256
 
@@ -316,3 +316,16 @@ def test_more_tokens_than_the_context_holds_are_refused() -> None:
     cache, _ = model.prefill([[1] * 16, [1] * 3], 1)
     with pytest.raises(ValueError, match="17 tokens.*context of 16"):
         model.decode_one_token(torch.tensor([1, 1]), cache)
+
+
+@pytest.mark.parametrize("n", [0, 1, 16, 33])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_logits_of_a_few_rows(n: int, autocast: bool):
+    """Claim 21: however few rows there are, their logits are the products with the tokens' vectors."""
+    head = TokenEmbedding(300, 64)
+    torch.nn.init.normal_(head.weight)
+    x = torch.randn(n, 64)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        logits = head.logits(x)
+    tolerance = 0.2 if autocast else 1e-4
+    assert logits.shape == (n, 300) and torch.allclose(logits.float(), x @ head.weight.T, atol=tolerance)
