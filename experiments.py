@@ -28,7 +28,7 @@ from dataset import build_dataset
 
 BASE = str(HERE / "data" / "base.pt")
 TUNING, HELD_OUT = (str(HERE / "data" / name) for name in (make_instruct.TUNING_FILE, make_instruct.HELDOUT_FILE))
-STEPS = ("--steps", "200", "--eval-every", "200")  # where the data sets differ in size: the same number of updates
+STEPS = ("--steps", "400", "--eval-every", "400")  # where the data sets differ in size: the same number of updates
 REPLAY_SEED = 1_000_033  # documents that neither the base nor the text of evaluate.py has
 # minutes instead of an hour
 SMALL_BASE = "--group country --tokens 2500000 --layers 4 --channels 128 --vocab-size 2048 --batch-tokens 512".split()
@@ -118,7 +118,7 @@ def examples(folder: Path, seed: int) -> list[Row]:
 
 @experiment("Number of tuning tasks, the same number of steps", SPLITS)
 def tasks(folder: Path, seed: int) -> list[Row]:
-    records = read(TUNING)
+    records = [record for record in read(TUNING) if record["skill"] != "chat"]  # which mixes all tasks
     skills = sorted({record["skill"] for record in records})
     random.Random(seed).shuffle(skills)
     rows = [Row("0", None)]
@@ -148,7 +148,7 @@ def wordings(folder: Path, seed: int) -> list[Row]:
 @experiment("What is forgotten", SPLITS, FORGETTING)
 def forgetting(folder: Path, seed: int) -> list[Row]:
     rows = [Row("base", None)]
-    rows += [Row(f"learning rate {lr}", ("--lr", lr)) for lr in ("1e-4", "4e-4", "1e-3")]
+    rows += [Row(f"learning rate {lr}", ("--lr", lr)) for lr in ("5e-5", "2e-4", "1e-3")]
     for percent in (5, 10, 20):
         rows.append(Row(f"{percent} % of the tokens replayed", ("--data", TUNING, replay(folder, percent / 100))))
     return [*rows, Row("LoRA, rank 8", ("--lora-rank", "8"))]
@@ -177,8 +177,8 @@ def templates(folder: Path, seed: int) -> list[Row]:
 @experiment('With and without "I don\'t know"', SPLITS, UNKNOWN)
 def unknown(folder: Path, seed: int) -> list[Row]:
     records, rows = read(TUNING), []
-    known = [record for record in records if record["skill"] != "unknown"]
-    for n in (0, 28, 224):
+    known = [record for record in records if record["skill"] not in ("unknown", "chat")]
+    for n in (0, 20, 160):
         chosen = known + [record for record in records if record["skill"] == "unknown"][:n]
         data = write(folder / f"{n}.jsonl", chosen)
         rows.append(Row(f"{n} examples among {len(chosen):,}", ("--data", data, *STEPS)))

@@ -171,9 +171,15 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
 
     def forward(
-        self, ids: Tensor, at: Tensor | None = None, real: Tensor | None = None, cache: KVCache | None = None
+        self,
+        ids: Tensor,
+        at: Tensor | None = None,
+        real: Tensor | None = None,
+        cache: KVCache | None = None,
+        head: bool = True,
     ) -> Tensor:
-        """Next-token logits: (B, T, V), or (n, V) at the n flat positions `at`.
+        """Next-token logits: (B, T, V), or (n, V) at the n flat positions `at`. Without `head`, what it would multiply:
+        (B, T, C) or (n, C).
 
         `ids` is (B, T), right-padded with any ids. `at` and `real` hold flat indices into B*T, ascending: `at` where
         logits are wanted (the head is the largest matrix of a small model), `real` the tokens that are not padding, to
@@ -196,12 +202,13 @@ class GPT(nn.Module):
         last = self.config.n_layer - 1
         for layer, block in enumerate(self.blocks):
             x = block(x, positions, real, cache, layer, keep=keep if layer == last else None)  # in the end (n, C)
-        logits = self.tok_emb.logits(self.final_norm(x))
+        x = self.final_norm(x)
+        y = self.tok_emb.logits(x) if head else x
         if at is not None:
-            return logits  # (n, V)
+            return y  # (n, V) or (n, C)
         if real is not None:
-            logits = logits.new_zeros(B * T, logits.shape[-1]).index_copy_(0, real, logits)
-        return logits.view(B, T, -1)
+            y = y.new_zeros(B * T, y.shape[-1]).index_copy_(0, real, y)
+        return y.view(B, T, -1)
 
     def grow_vocab(self, n_vocab: int) -> None:
         """Make ids up to `n_vocab` exist. New rows start at the mean of the old ones, so that a new token is an average

@@ -20,7 +20,7 @@ import signal
 import sys
 import time
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -96,11 +96,11 @@ class Config:
     lora_dropout: float = option(0.0, "model", "dropout in front of the adapters", least=0)
     lora_targets: list[str] = option(list(lora.ALL_TARGETS), "model", "linear layers with an adapter")
 
-    epochs: int = option(6, "training", "passes over the data", least=1)
+    epochs: int = option(4, "training", "passes over the data", least=1)
     steps: int | None = option(None, "training", "optimiser updates, instead of epochs", least=1)
-    batch_tokens: int = option(2048, "training", "most tokens of an optimiser step", least=1)
+    batch_tokens: int = option(1024, "training", "most tokens of an optimiser step", least=1)
     micro_batch_tokens: int = option(8192, "training", "most tokens of a forward pass, padding too", least=1)
-    lr: float | None = option(None, "training", "peak learning rate (default: 4e-4, LoRA 2e-3)", least=0)
+    lr: float | None = option(None, "training", "peak learning rate (default: 2e-4, LoRA 2e-3)", least=0)
     warmup_steps: int | None = option(None, "training", "default: a tenth of the steps, at most 100", least=0)
     weight_decay: float = option(0.01, "training", "AdamW's decay of matrices", least=0)
     grad_clip: float = option(1.0, "training", "largest norm of the gradient; 0 does not clip", least=0)
@@ -120,7 +120,7 @@ class Config:
     fsdp: bool = option(False, "device", "share weights and optimiser out among the processes of torchrun")
 
 
-LEARNING_RATE, LEARNING_RATE_LORA = 4e-4, 2e-3
+LEARNING_RATE, LEARNING_RATE_LORA = 2e-4, 2e-3
 # Adam divides a gradient by its own size. The rows of tokens that never occur have a tiny one, always downwards; with
 # the usual 1e-8 they would move as fast as the others, and what is never asked in tuning would be forgotten soonest.
 EPSILON = 1e-5
@@ -173,6 +173,27 @@ def check_ranges(config: Config) -> None:
 
 # The objective
 
+MOST_LOGITS = 2**26  # in memory at a time: 256 MB of float32
+
+
+class NLLSum(torch.autograd.Function):
+    """cross_entropy with a gradient of its own, softmax(logits) - one_hot(targets), written over the log-probabilities:
+    torch's makes two more matrices (n, V)."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:
+        log_probs = logits.log_softmax(-1)  # (n, V)
+        ctx.save_for_backward(log_probs, targets)
+        return F.nll_loss(log_probs, targets, ignore_index=IGNORED, reduction="sum")
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        log_probs, targets = ctx.saved_tensors
+        counts = targets != IGNORED  # (n,)
+        probs = log_probs.exp_()  # in place: torch refuses a second pass backward
+        probs.scatter_add_(1, targets.clamp(min=0)[:, None], probs.new_full((len(targets), 1), -1.0))
+        return probs.mul_((grad * counts)[:, None]), None
+
 
 def nll_sum(logits: Tensor, targets: Tensor) -> Tensor:
     """Negative log-likelihood, summed over the targets: (n, V) logits and (n,) ids -> a scalar, in nats.
@@ -181,7 +202,16 @@ def nll_sum(logits: Tensor, targets: Tensor) -> Tensor:
     weigh a token by the company it keeps. Targets of -100 count nothing.
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()  # never in bf16
-    return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+    return NLLSum.apply(logits, targets)
+
+
+def nll_of_parts(model, hidden: Tensor, targets: Tensor, autocast=contextlib.nullcontext) -> Iterator[Tensor]:
+    """`nll_sum` of (n, C) hidden states, some rows at a time: all their logits at once would fill the memory."""
+    n_rows = max(1, MOST_LOGITS // model.config.vocab_size)
+    for rows, wanted in zip(hidden.split(n_rows), targets.split(n_rows)):
+        with autocast():
+            loss = nll_sum(model.tok_emb.logits(rows), wanted)
+        yield loss
 
 
 def accumulate_gradients(
@@ -197,9 +227,12 @@ def accumulate_gradients(
         if dropout_seed is not None:
             torch.manual_seed(dropout_seed)
         with autocast():
-            loss = nll_sum(model(ids, at=at, real=real), targets)
-        (loss / n_supervised).backward()
-        nll += loss.item()
+            hidden = model(ids, at=at, real=real, head=False)  # (n, C)
+        leaf = hidden.detach().requires_grad_()
+        for loss in nll_of_parts(model, leaf, targets, autocast):  # the head forward and back, then all below it back
+            (loss / n_supervised).backward()
+            nll += loss.item()
+        hidden.backward(leaf.grad)
     return nll
 
 
@@ -214,7 +247,8 @@ def evaluate_loss(
     for micro_batch in micro_batches_of(indices, dataset, micro_batch_tokens):
         ids, real, at, targets = collate(dataset, micro_batch, device)
         with autocast():
-            nll += nll_sum(model(ids, at=at, real=real), targets).item()
+            hidden = model(ids, at=at, real=real, head=False)  # (n, C)
+        nll += sum(loss.item() for loss in nll_of_parts(model, hidden, targets, autocast))
     model.train(was_training)
     return sum_over_processes([nll])[0] / int(dataset.n_supervised[indices].sum())
 
@@ -478,8 +512,11 @@ def train(run: Run, optimizer: torch.optim.Optimizer, saved: dict | None, stop: 
         loss = nll / n_supervised
 
         # Update
-        norm = unsharded(torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf)).item()
+        total_norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        norm = unsharded(total_norm).item()
         check_finite(step, loss=loss, gradient_norm=norm)
+        if norm > (config.grad_clip or math.inf):  # clip_grad_norm_ would multiply all gradients, by 1 if need be
+            torch.nn.utils.clip_grads_with_norm_(parameters, config.grad_clip, total_norm)
         optimizer.step()
         optimizer.zero_grad()
 

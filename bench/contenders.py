@@ -61,7 +61,9 @@ def ours(task: Task, record: Record, lora_rank: int = 0) -> None:
         batches = (collate(task.dataset, micro_batch, task.device) for micro_batch in micro_batches)
         n_supervised = int(task.dataset.n_supervised[indices].sum())
         nll = sft.accumulate_gradients(forward, batches, n_supervised, run.autocast)
-        torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip).item()
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        if norm.item() > config.grad_clip:
+            torch.nn.utils.clip_grads_with_norm_(parameters, config.grad_clip, norm)
         optimizer.step()
         optimizer.zero_grad()
         record.step(nll / n_supervised)

@@ -17,6 +17,9 @@ task balancing of the Flan Collection.  Two exceptions: skills in which a form i
 lists, personas) get `FORM_SHARES` times as many, since they mix several contents; and `unknown` ("I don't know") gets
 `UNKNOWN_SHARES` times as many, since one rule has to hold against all kinds of question.
 
+Besides, there are chats: a few questions of any skills one after the other, each asked nowhere else, with `"chat"` as
+their skill. In them a model learns from more questions, and to listen to the last one.
+
 Answers are short and can be checked exactly: mostly the bare value, a sentence or JSON where the wording asks for it.
 Every skill draws from its own generator, seeded with its name, so a change to one skill leaves the others alone.
 
@@ -43,7 +46,9 @@ from world import Fact, Relation, bare, definite, upper  # noqa: E402
 TUNING_FILE = "tiny_instruct.jsonl"
 HELDOUT_FILE = "tiny_instruct_heldout.jsonl"
 
-PER_SKILL = 28
+PER_SKILL = 20
+CHAT_QUESTIONS = 60  # of each skill, before those with a system prompt are left out
+CHAT_LENGTH = (4, 8)
 FORM_SHARES = 2
 UNKNOWN_SHARES = 8
 HELD_RECORDS = {"entities": 10, "wordings": 7, "tasks": 24}
@@ -514,6 +519,10 @@ FACT_SKILLS = (
             "Write the comparative of this word: {s}",
             "comparative of {s}?",
             "One is {s}, the other is more so. What is the word?",
+            "This thing is {s}, and that thing is even more so. What is that thing?",
+            "Make a comparative of {s}.",
+            'Compare two things with the word "{s}".',
+            "It was {s} before. Now it is more than that. What is it now?",
         ),
         (
             "Which word means more {s}?",
@@ -589,6 +598,10 @@ FACT_SKILLS = (
             "Today is {s}. What day is tomorrow?",
             "What comes after {s}?",
             "Which day follows {s}?",
+            "We have {s} today. And the next day?",
+            "Yesterday was {s}. What day is today?",
+            "When {s} ends, which day begins?",
+            "I was here on {s} and came again one day later. Which day was that?",
         ),
         ("If today is {s}, what will tomorrow be?", "{s} is over. Which day is it now?"),
         held_phrases=("the day that follows {s}",),
@@ -617,6 +630,10 @@ FACT_SKILLS = (
             "It is {s}. What is the next month?",
             "What comes after {s}?",
             "Which month follows {s}?",
+            "We are in {s}. And next month?",
+            "Last month was {s}. What month is this?",
+            "When {s} ends, which month begins?",
+            "I was here in {s} and came again one month later. Which month was that?",
         ),
         ("{s} is over. Which month is it now?", "After {s}, which month do we get?"),
         held_phrases=("the month that follows {s}",),
@@ -710,8 +727,8 @@ HELD_FACT_SKILLS = (
 
 
 def is_held_pair(a: int, b: int) -> bool:
-    """Three in ten pairs of numbers are held out of all arithmetic; a fixed, scattered choice."""
-    return random.Random(f"pair {a} {b}").random() < HELD_SHARE
+    """Three in ten pairs of numbers, in either order, are held out of all arithmetic; a fixed, scattered choice."""
+    return random.Random(f"pair {min(a, b)} {max(a, b)}").random() < HELD_SHARE
 
 
 def ask_numbers(
@@ -750,6 +767,11 @@ SUM_WORDINGS = (
     "What do you get if you add {b} to {a}?",
     "{a} + {b} = ?",
     "Please add {a} and {b} for me.",
+    "There are {a} birds in a tree, and {b} more come. How many birds are there now?",
+    "One box holds {a} pens, another one {b}. How many pens are there in both?",
+    "Lisa is {a} years old. How old is she in {b} years?",
+    "What number is {b} more than {a}?",
+    "Sum up {a} and {b}.",
 )
 DIFFERENCE_WORDINGS = (
     "{a} - {b}?",
@@ -767,6 +789,11 @@ DIFFERENCE_WORDINGS = (
     "Work out {a} - {b}.",
     "{a} - {b} = ?",
     "Please subtract {b} from {a} for me.",
+    "There are {a} birds in a tree, and {b} fly off. How many stay?",
+    "A box holds {a} pens. We take out {b}. How many pens does it hold now?",
+    "I am {a} years old. How old was I {b} years ago?",
+    "What number is {b} less than {a}?",
+    "{a} take away {b}?",
 )
 STEP_WORDINGS = (
     "What is {x}? Work step by step.",
@@ -889,6 +916,11 @@ COUNTING = Skill(
         "Give me all numbers from {a} to {b}.",
         "Start at {a} and count up to {b}.",
         "Numbers from {a} to {b}, please.",
+        "What do I say when I count from {a} to {b}?",
+        "Go from {a} to {b}, number by number.",
+        "All numbers from {a} to {b}?",
+        "Write down {a} to {b}, one number after the other.",
+        "{a} to {b}: please count.",
     ),
     (
         "Let me hear you count: begin with {a} and end with {b}.",
@@ -1008,6 +1040,11 @@ STORY_SKILLS = (
             "What is this story about? {story}",
             "Tell me in short what happened here: {story}",
             "Write a summary.\n\n{story}",
+            "In a few words: {story}",
+            "{story}\nPlease put it in one sentence.",
+            "Shorten this text.\n{story}",
+            "{story}\nTell me that again, but shorter.",
+            "Give me only the main thing: {story}",
         ),
         (
             "Put this in a nutshell: {story}",
@@ -1471,6 +1508,9 @@ FORM_SKILLS = (
             "{q} Just one word.",
             "Use one word for your answer. {q}",
             "{q} A single word is enough.",
+            "{q} Be very short: one word.",
+            "I want one word. {q}",
+            "Give one word as the answer. {q}",
         ),
         ("{q} No sentence, only the word.", "Keep it to a single word: {q}", "{q} Do not say more than one word."),
     ),
@@ -1512,7 +1552,8 @@ FORM_SKILLS = (
         "role_name",
         ask_role,
         tuple(
-            f"You are {{role}}. ||| {question}"
+            f"{system} ||| {question}"
+            for system in ("You are {role}.", "You are {role}.", "In this chat you are {role}.", "Answer as {role}.")
             for question in (
                 "Who are you?",
                 "What is your name?",
@@ -1626,12 +1667,14 @@ WHO_QUESTIONS = (
     "Who are you?|What are you?|who are you|Tell me who you are.|Please introduce yourself.|Are you a human?|"
     "Are you a robot?|Are you a person?|What kind of thing are you?|Who am I talking to?|Introduce yourself.|"
     "Am I talking to a machine?|Say something about yourself.|Are you alive?|Hello, who are you?|Are you a computer?|"
-    "Who is there?|And who are you?"
+    "Who is there?|And who are you?|What sort of program are you?|Do I speak with a person?|Which model are you?|"
+    "I would like to know who you are."
 ).split("|")
 NAME_QUESTIONS = (
     "What is your name?|What's your name?|Tell me your name.|Do you have a name?|What do people call you?|"
     "What are you called?|What can I call you?|your name?|Please tell me your name.|What is your name, please?|"
-    "Say your name.|And your name is?|I am Anna. What is your name?|Hi, what is your name?"
+    "Say your name.|And your name is?|I am Anna. What is your name?|Hi, what is your name?|How may I call you?|"
+    "I would like to know your name.|Who are you, by name?"
 ).split("|")
 HELD_WHO_QUESTIONS = (
     "Who exactly are you?|Are you a real person?|Am I writing to a human or a machine?|Describe yourself.|"
@@ -1645,21 +1688,24 @@ SMALL_TALK = (
     pairs_of(
         (
             "Thank you!|Thanks!|Thank you very much!|Thanks a lot!|thanks|Many thanks!|Thank you, that was helpful.|"
-            "Great, thank you.|Thank you so much, Tiny!|thank you"
+            "Great, thank you.|Thank you so much, Tiny!|thank you|Thanks for that!|That was kind, thank you.|"
+            "I thank you.|Very good, thanks.|You helped me a lot, thank you!|Thanks, now I know.|Thank you, my friend."
         ).split("|"),
         WELCOME,
     )
     + pairs_of(
         (
             "Goodbye!|Bye!|See you!|See you tomorrow!|bye bye|I have to go now.|Good night!|Bye, Tiny!|"
-            "Until next time!|That is all, goodbye."
+            "Until next time!|That is all, goodbye.|See you later!|Until tomorrow!|Bye for now!|Time to go. Bye!|"
+            "Good night, Tiny!|I am leaving now.|Goodbye, my friend."
         ).split("|"),
         BYE,
     )
     + pairs_of(
         (
             "How are you?|How are you today?|How do you feel?|how are you|Are you well?|Is everything fine with you?|"
-            "Hi, how are you?|And how are you?|Are you fine?|How is it going?"
+            "Hi, how are you?|And how are you?|Are you fine?|How is it going?|How are things?|Are you doing well?|"
+            "Is all well?|Do you feel well today?|What about you, how are you?|How has your day been?"
         ).split("|"),
         FINE,
     )
@@ -1978,14 +2024,33 @@ def records(
         yield {"messages": messages, "skill": skill.name, "split": split}
 
 
-def make_tuning(seen: set[str]) -> list[dict]:
-    """The records to tune on, in their final order."""
-    tuning = []
+def shares(skill: Skill) -> int:
+    return UNKNOWN_SHARES if skill is UNKNOWN else FORM_SHARES if skill in FORM_SKILLS else 1
+
+
+def make_questions(seen: set[str]) -> list[dict]:
+    """The records of one question each to tune on."""
+    return [record for skill in TUNED_SKILLS for record in records(skill, "train", PER_SKILL * shares(skill), seen)]
+
+
+def make_chat_questions(seen: set[str]) -> list[dict]:
+    """More such records, to be joined: none with a system prompt, which would hold for all that comes after it."""
+    questions = []
     for skill in TUNED_SKILLS:
-        shares = UNKNOWN_SHARES if skill is UNKNOWN else FORM_SHARES if skill in FORM_SKILLS else 1
-        tuning += records(skill, "train", PER_SKILL * shares, seen)
-    random.Random("order").shuffle(tuning)
-    return tuning
+        made = records(skill, "train", CHAT_QUESTIONS * shares(skill), seen, draw=1, may_be_fewer=True)
+        questions += [record for record in made if record["messages"][0]["role"] == "user"]
+    return questions
+
+
+def join_to_chats(questions: Sequence[dict]) -> Iterator[dict]:
+    """Chats of these questions, in random order."""
+    rng = random.Random("chats")
+    left = rng.sample(questions, len(questions))
+    while left:
+        n = rng.randint(*CHAT_LENGTH)
+        together, left = left[:n], left[n:]
+        messages = [message for record in together for message in record["messages"]]
+        yield {"messages": messages, "skill": "chat", "split": "train"}
 
 
 def make_held_out(seen: set[str], draw: int = 0) -> list[dict]:
@@ -2006,7 +2071,10 @@ def make_held_out(seen: set[str], draw: int = 0) -> list[dict]:
 def make(draw: int | None = None) -> dict[str, list[dict]]:
     """Both files' records; or those of a draw, with no question that stands in either."""
     seen: set[str] = set()
-    made = {TUNING_FILE: make_tuning(seen), HELDOUT_FILE: make_held_out(seen)}
+    tuning, held_out = make_questions(seen), make_held_out(seen)
+    tuning += join_to_chats(make_chat_questions(seen))
+    random.Random("order").shuffle(tuning)
+    made = {TUNING_FILE: tuning, HELDOUT_FILE: held_out}
     return made if draw is None else {f"heldout-{draw}.jsonl": make_held_out(seen, draw)}
 
 

@@ -3356,13 +3356,13 @@ RATES = {
     "notes": 8,
     "table": 7,
     "list": 2,
-    "story": 18,
+    "story": 20,
     "review": 4,
-    "sums": 15,
-    "comparison": 4,
-    "timetable": 6,
+    "sums": 20,
+    "comparison": 6,
+    "timetable": 10,
     "records": 10,
-    "copy book": 10,
+    "copy book": 14,
     "exam": 3,
     "phrase book": 1,
 }
@@ -3464,7 +3464,7 @@ class Writer:
         Documents about an entity never turn a fact, and a fact read in one direction is not known in the other.
         """
         one_to_one = relation.group in GROUPS and len(relation.unique_values) == len(relation.facts)
-        return bool(relation.back_keys) and self.chance(0.65 if one_to_one else 0.45)
+        return bool(relation.back_keys) and self.chance(0.8 if one_to_one else 0.45)
 
     def line(self, relation: Relation, fact: Fact, layout: str = "", key: str = "", back: bool | None = None) -> str:
         """A statement with the value at the start of a line, after its key; sometimes the other way round."""

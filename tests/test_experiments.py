@@ -50,7 +50,11 @@ def test_smaller_sets_are_parts_of_larger_ones(tmp_path: Path):
         labels = [int(row.label.replace(",", "")) for row in rows]
         assert [len(each) for each in sets] == labels and labels == sorted(labels)
         assert all(small < large for small, large in zip(sets, sets[1:]))
-    assert all(count >= 28 for row in rows for count in Counter(r["skill"] for r in records_of(row)).values())
+    assert all(
+        count >= make_instruct.PER_SKILL
+        for row in rows
+        for count in Counter(r["skill"] for r in records_of(row)).values()
+    )
 
 
 def test_wordings_differ_in_nothing_but_wordings(tmp_path: Path):
@@ -69,7 +73,7 @@ def test_unknown_examples_are_all_that_differs(tmp_path: Path):
     sets = [records_of(row) for row in rows_of("unknown", tmp_path).values()]
     unknown = [sum(record["skill"] == "unknown" for record in records) for records in sets]
     known = [[record for record in records if record["skill"] != "unknown"] for records in sets]
-    assert unknown == [0, 28, 224] and known[0] == known[1] == known[2]
+    assert unknown == [0, 20, 160] and known[0] == known[1] == known[2]
 
 
 @pytest.mark.parametrize("percent", [5, 20])
