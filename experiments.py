@@ -185,6 +185,26 @@ def unknown(folder: Path, seed: int) -> list[Row]:
     return rows
 
 
+@experiment("Chats of several questions, the same number of steps", SPLITS, UNKNOWN)
+def chats(folder: Path, seed: int) -> list[Row]:
+    records, rng = read(TUNING), random.Random(seed)
+    questions = [record for record in read(HELD_OUT) if len(record["messages"]) == 2]
+    later = []
+    for record in questions:
+        before = [message for other in rng.sample(questions, 2) for message in other["messages"]]
+        later.append(record | {"messages": before + record["messages"]})
+    tuned = {
+        "without chats": [record for record in records if record["skill"] != "chat"],
+        "with chats": records,
+    }
+    asked = {"asked alone": questions, "asked after two others": later}
+    data = {label: write(folder / f"{label}.jsonl", chosen) for label, chosen in (tuned | asked).items()}
+    return [
+        Row(f"tuned {with_or_without}, {when}", ("--data", data[with_or_without], *STEPS), ("--data", data[when]))
+        for with_or_without, when in itertools.product(tuned, asked)
+    ]
+
+
 # -------------------------------------------------------------------------------------- experiments with pretraining
 
 

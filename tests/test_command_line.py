@@ -140,7 +140,7 @@ def test_a_run_says_what_it_does(finished, place):
     assert "data.jsonl: 60 conversations, 1,860 tokens, 240 supervised (13 %)\n" in before
     assert "longer than 256 tokens: 0 dropped, 0 truncated; nothing supervised: 0 dropped\n" in before
     assert re.search(r"^held out +3 of these conversations ", before, re.M)
-    assert re.search(r"^training +all weights, .*; 70 steps .*, 12 an epoch; learning rate 0.0004$", before, re.M)
+    assert re.search(r"^training +all weights, .*; 70 steps .*, 12 an epoch; learning rate 0.0002$", before, re.M)
 
 
 def test_lines_are_plain_in_a_pipe(finished):

@@ -76,6 +76,17 @@ def test_unknown_examples_are_all_that_differs(tmp_path: Path):
     assert unknown == [0, 20, 160] and known[0] == known[1] == known[2]
 
 
+def test_a_question_in_a_chat_is_the_same_question(tmp_path: Path):
+    """After two others, with their right answers; and only one of the two tuning sets has chats."""
+    rows = rows_of("chats", tmp_path)
+    alone, later = ([json.loads(line) for line in open(row.ask[1], encoding="utf-8")] for row in [*rows.values()][:2])
+    assert [r["messages"] for r in alone] == [r["messages"][-2:] for r in later] and len(alone) > 700
+    exchanges = [r["messages"] for r in alone]
+    assert all(r["messages"][:2] in exchanges and r["messages"][2:4] in exchanges for r in later[:50])
+    counts = [Counter(record["skill"] == "chat" for record in records_of(row)) for row in rows.values()]
+    assert counts[0] == counts[1] == {False: 1360} and counts[2][True] > 500
+
+
 @pytest.mark.parametrize("percent", [5, 20])
 def test_replay_is_the_stated_share_of_the_tokens(percent: int, tmp_path: Path, capsys):
     """As sft.py itself counts it, held-out ones aside; the documents are not those that evaluate.py measures on.

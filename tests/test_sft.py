@@ -81,6 +81,57 @@ def test_accumulated_gradients_equal_a_loop_over_conversations(micro_batch_token
     )
 
 
+def test_the_gradient_of_the_objective_is_that_of_cross_entropy():
+    """Also where targets are ignored, under any factor, and in half precision; and it is given out once."""
+    generator = torch.Generator().manual_seed(0)
+    for dtype, enough in ((torch.float64, ENOUGH), (torch.bfloat16, 1e-2)):
+        logits = (10 * torch.randn(50, 9, generator=generator, dtype=torch.float64)).to(dtype).requires_grad_()
+        kept = logits.detach().clone()
+        targets = torch.randint(0, 9, (50,), generator=generator)
+        targets[::7] = -100
+        expected = torch.nn.functional.cross_entropy(logits.double(), targets, reduction="sum")
+        (wanted,) = torch.autograd.grad(-0.3 * expected, logits)
+        nll = sft.nll_sum(logits, targets)
+        (found,) = torch.autograd.grad(-0.3 * nll, logits, retain_graph=True)
+        assert math.isclose(nll.item(), expected.item(), rel_tol=1e-6) and found.dtype == dtype
+        assert (found - wanted).norm() <= enough * wanted.norm() and torch.equal(logits, kept)
+        assert not found[::7].any() and found[1::7].any()
+        with pytest.raises(RuntimeError, match="inplace"):
+            nll.backward()
+    assert sft.nll_sum(logits[:0], targets[:0]).item() == 0
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+@pytest.mark.parametrize("most_logits", [1, 300 * 5, 10**9])
+def test_the_loss_in_parts_is_the_loss(most_logits: int, lora_rank: int, monkeypatch):
+    """Claims 9, 12: however few positions have their logits in memory at a time; with adapters, too."""
+    examples = random_dataset(4, number=6)
+    batch, n_supervised = dataset.collate(examples, np.arange(6)), int(examples.n_supervised.sum())
+    model = make_model()
+    if lora_rank:
+        model.requires_grad_(True)
+        lora.add_lora(model, lora_rank, token_ids=(3, 5))
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+    ids, real, at, targets = batch
+    expected = sft.nll_sum(model(ids, at=at, real=real), targets)
+    (expected / n_supervised).backward()
+    wanted = flat_gradient(model)
+    model.zero_grad()
+    rows, genuine = [], model.tok_emb.logits
+    monkeypatch.setattr(model.tok_emb, "logits", lambda x: rows.append(len(x)) or genuine(x))
+    monkeypatch.setattr(sft, "MOST_LOGITS", most_logits)
+    nll = sft.accumulate_gradients(model, [batch], n_supervised)
+    assert math.isclose(nll, expected.item(), rel_tol=ENOUGH)
+    assert (flat_gradient(model) - wanted).norm() <= ENOUGH * wanted.norm() and wanted.any()
+    most = max(1, most_logits // model.config.vocab_size)
+    assert sum(rows) == n_supervised and max(rows) <= most and (len(rows) > 1) == (n_supervised > most)
+    rows.clear()
+    found = sft.evaluate_loss(model, examples, np.arange(6), 10**6)
+    assert math.isclose(found, expected.item() / n_supervised, rel_tol=ENOUGH) and max(rows) <= most
+
+
 def test_a_micro_batch_without_targets_adds_zero():
     """Claim 11: zero to the gradient and to the loss, also when it stands alone."""
     model, examples = make_model(), random_dataset(1, number=4)
