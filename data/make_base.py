@@ -61,8 +61,8 @@ def mean_loss(model: GPT, data: torch.Tensor, device: str) -> float:
 
 
 class LinearByOneDNN(TorchFunctionMode):
-    """On a CPU, let oneDNN multiply, in whose format x has to be for that: on an AMD processor it uses all of the
-    vector units, and MKL, torch's default, half of them. There pretraining is 1.4 times as fast."""
+    """On a CPU, let oneDNN multiply, in whose format x has to be for that, and not MKL, torch's default: on the AMD
+    processor where the base was made, pretraining was 1.4 times as fast."""
 
     def __torch_function__(self, function, types, arguments=(), keywords=None):
         if function is F.linear and arguments[0].device.type == "cpu" and torch.backends.mkldnn.is_available():
