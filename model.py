@@ -17,6 +17,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+ROW_MULTIPLE = 32  # to which the rows of matrices are rounded up on a CPU, see `OneDNNProduct`
 
 
 @dataclass
@@ -71,18 +74,99 @@ class KVCache:
         self.kv, self.lengths = self.kv[:, :, rows], self.lengths[rows]
 
 
+@dataclass
+class Rectangle:
+    """Consecutive sequences of a batch. Attention alone needs the padding, all else is done for real tokens only."""
+
+    shape: tuple[int, int]  # B, T
+    n_tokens: int  # n, the real ones
+    real: Tensor | None  # (n,) their flat indices into B*T; None: there is no padding
+
+
+def cut_rectangles(B: int, T: int, real: Tensor | None) -> list[Rectangle]:
+    """The rectangle (B, T) in parts, in each of which the longest sequence is at most 1.5 times the shortest, since
+    attention costs all of them what the longest costs: the main job becomes 1.4 times as fast. A batch is sorted by
+    length (`dataset.cut_micro_batches`), so the parts are few. A GPU has one large kernel rather than many small."""
+    if real is None or real.device.type != "cpu" or torch.compiler.is_compiling():
+        return [Rectangle((B, T), B * T if real is None else len(real), real)]
+    lengths = torch.bincount(real // T, minlength=B).tolist()
+    starts, shortest, longest = [], 0, 0
+    for row, length in enumerate(lengths):
+        shortest, longest = min(shortest, length), max(longest, length)
+        if not starts or longest > 1.5 * shortest:
+            starts.append(row)
+            shortest = longest = length
+    parts = (lengths[start:end] for start, end in zip(starts, [*starts[1:], B]))
+    return [rectangle_of(part) for part in parts if any(part)]
+
+
+def rectangle_of(lengths: list[int]) -> Rectangle:
+    is_real = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]  # (B, T)
+    real = None if is_real.all() else is_real.flatten().nonzero()[:, 0]
+    return Rectangle(is_real.shape, sum(lengths), real)
+
+
+class OneDNNProduct(torch.autograd.Function):
+    """`F.linear` by oneDNN, twice as fast as by MKL where it was measured (AMD). Both come with torch, which asks MKL
+    for float32. oneDNN compiles a kernel for each number of rows; so that these are few, they are multiples of 32."""
+
+    multiply = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias, extra = bias is not None, -len(x) % ROW_MULTIPLE if len(x) > ROW_MULTIPLE else 0
+        padded = F.pad(x, (0, 0, 0, extra)) if extra else x
+        y = OneDNNProduct.multiply(padded, weight, bias, "none", [], "")
+        return y.resize_(len(x), len(weight))  # not y[:n]: autograd forbids writing to a view that a function gave
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        x_needs, weight_needs, _ = ctx.needs_input_grad
+        x_grad = weight_grad = None
+        if x_needs:  # padding would copy the logits' gradient, so the last few rows go alone
+            parts = grad.split(max(len(x) - len(x) % ROW_MULTIPLE, ROW_MULTIPLE))
+            x_grad = torch.cat([OneDNNProduct.multiply(part, weight.T, None, "none", [], "") for part in parts])
+        if weight_needs and len(x) % ROW_MULTIPLE == 0 and ctx.has_bias:
+            weight_grad = OneDNNProduct.multiply(grad.T, x.T, None, "none", [], "")
+        elif weight_needs:  # of the head, too: oneDNN would have the logits' gradient copied
+            weight_grad = grad.T @ x
+        return x_grad, weight_grad, grad.sum(0) if ctx.has_bias else None
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # (N, in) -> (N, out)
+    """`F.linear`, by oneDNN where that is to be had: in float32 on a CPU."""
+    on_cpu = x.device.type == "cpu" and OneDNNProduct.multiply and not torch.compiler.is_compiling()
+    if on_cpu and len(x) and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
+        return OneDNNProduct.apply(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+class Linear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:  # (N, in) -> (N, out)
+        return linear(x, self.weight, self.bias)
+
+
 class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.n_head, self.dropout = config.n_head, config.dropout
-        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.proj = nn.Linear(config.n_embd, config.n_embd)
+        self.qkv = Linear(config.n_embd, 3 * config.n_embd)
+        self.proj = Linear(config.n_embd, config.n_embd)
         self.proj_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, positions: Tensor, real: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
-        (B, T), C = positions.shape, x.shape[-1]
+    def forward(self, x: Tensor, rectangles: list[Rectangle], cache: KVCache | None, layer: int) -> Tensor:
         qkv = self.qkv(x)  # (N, 3C)
-        if real is not None:  # attention alone needs the rectangle; the padding in it is zeros that nothing reads
+        parts = zip(qkv.split([rectangle.n_tokens for rectangle in rectangles]), rectangles)
+        y = torch.cat([self.attend(part, *rectangle.shape, rectangle.real, cache, layer) for part, rectangle in parts])
+        return self.proj_dropout(self.proj(y))  # (N, C)
+
+    def attend(self, qkv: Tensor, B: int, T: int, real: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+        """Of one rectangle with n real tokens: (n, 3C) -> (n, C)."""
+        C = qkv.shape[-1] // 3
+        if real is not None:  # the padding is zeros that nothing reads
             qkv = qkv.new_zeros(B * T, 3 * C).index_copy_(0, real, qkv)  # (B*T, 3C)
         # split, not permute: its gradient is one copy of all three, not two
         q, k, v = (part.view(B, T, self.n_head, -1).transpose(1, 2) for part in qkv.split(C, dim=-1))  # (B, H, T, D)
@@ -93,16 +177,14 @@ class CausalSelfAttention(nn.Module):
             k, v = cache.update(layer, k, v)  # (B, H, S, D)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=cache.seen)
         y = y.transpose(1, 2).reshape(B * T, C)
-        if real is not None:
-            y = y.index_select(0, real)  # (N, C)
-        return self.proj_dropout(self.proj(y))
+        return y if real is None else y.index_select(0, real)
 
 
 class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.up = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.down = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.up = Linear(config.n_embd, 4 * config.n_embd)
+        self.down = Linear(4 * config.n_embd, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C) -> (N, C)
@@ -139,12 +221,7 @@ class TokenEmbedding(nn.Module):
         return F.embedding(ids, self.weight, sparse=on_cpu)
 
     def logits(self, x: Tensor) -> Tensor:  # (n, C) -> (n, V)
-        # For so few rows, oneDNN is the faster way to multiply on a CPU: generation is 1.3 to 1.8 times as fast.
-        generating = 0 < len(x) <= 32 and x.dtype == torch.float32 and not torch.is_grad_enabled()
-        if generating and x.device.type == "cpu" and torch.backends.mkldnn.is_available():
-            with torch.autocast("cpu", enabled=False):
-                return F.linear(x.to_mkldnn(), self.weight).to_dense()
-        return F.linear(x, self.weight)
+        return linear(x, self.weight)
 
 
 class GPT(nn.Module):
@@ -194,15 +271,21 @@ class GPT(nn.Module):
         if n_tokens > self.config.context_length:
             raise ValueError(f"{n_tokens} tokens do not fit into a context of {self.config.context_length}")
         flat_ids, flat_positions = ids.flatten(), positions.flatten()  # (B*T,)
-        if real is not None:
-            flat_ids, flat_positions = flat_ids[real], flat_positions[real]  # (N,)
-        x = self.emb_dropout(self.tok_emb(flat_ids) + self.pos_emb(flat_positions))  # (N, C)
         # After the last attention nobody looks at the other positions any more.
         keep = at if at is None or real is None else torch.searchsorted(real, at)  # (n,) rows of x
-        last = self.config.n_layer - 1
+        rectangles, last = cut_rectangles(B, T, real), self.config.n_layer - 1
+        if real is not None:
+            flat_ids, flat_positions = flat_ids[real], flat_positions[real]  # (N,)
+        if real is not None and real.device.type == "cpu":  # round up: a sequence more, and row 0 a few times more
+            extra = -len(real) % ROW_MULTIPLE
+            flat_ids, flat_positions = F.pad(flat_ids, (0, extra)), F.pad(flat_positions, (0, extra))
+            rectangles += [Rectangle((1, extra), extra, None)] if extra else []
+            keep = None if keep is None else F.pad(keep, (0, -len(keep) % ROW_MULTIPLE))
+        x = self.emb_dropout(self.tok_emb(flat_ids) + self.pos_emb(flat_positions))  # (N, C)
         for layer, block in enumerate(self.blocks):
-            x = block(x, positions, real, cache, layer, keep=keep if layer == last else None)  # in the end (n, C)
-        x = self.final_norm(x)
+            x = block(x, rectangles, cache, layer, keep=keep if layer == last else None)
+        wanted = real if at is None else at
+        x = self.final_norm(x if wanted is None else x[: len(wanted)])  # (N, C) or (n, C), no longer rounded up
         y = self.tok_emb.logits(x) if head else x
         if at is not None:
             return y  # (n, V) or (n, C)

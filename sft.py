@@ -63,7 +63,7 @@ from distributed import (
     unsharded,
     world_size,
 )
-from model import GPT
+from model import GPT, ROW_MULTIPLE
 from samples import ask, describe_samples, pick_samples
 from tokenizer import END_OF_TEXT, Tokenizer
 
@@ -173,7 +173,7 @@ def check_ranges(config: Config) -> None:
 
 # The objective
 
-MOST_LOGITS = 2**26  # in memory at a time: 256 MB of float32
+MOST_LOGITS = 2**24  # in memory at a time: 64 MB of float32
 
 
 class NLLSum(torch.autograd.Function):
@@ -208,6 +208,7 @@ def nll_sum(logits: Tensor, targets: Tensor) -> Tensor:
 def nll_of_parts(model, hidden: Tensor, targets: Tensor, autocast=contextlib.nullcontext) -> Iterator[Tensor]:
     """`nll_sum` of (n, C) hidden states, some rows at a time: all their logits at once would fill the memory."""
     n_rows = max(1, MOST_LOGITS // model.config.vocab_size)
+    n_rows -= n_rows % ROW_MULTIPLE if n_rows > ROW_MULTIPLE else 0
     for rows, wanted in zip(hidden.split(n_rows), targets.split(n_rows)):
         with autocast():
             loss = nll_sum(model.tok_emb.logits(rows), wanted)

@@ -17,8 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch.overrides import TorchFunctionMode
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -60,16 +58,6 @@ def mean_loss(model: GPT, data: torch.Tensor, device: str) -> float:
     return total / (data.shape[0] * (data.shape[1] - 1))
 
 
-class LinearByOneDNN(TorchFunctionMode):
-    """On a CPU, let oneDNN multiply, in whose format x has to be for that, and not MKL, torch's default: on the AMD
-    processor where the base was made, pretraining was 1.4 times as fast."""
-
-    def __torch_function__(self, function, types, arguments=(), keywords=None):
-        if function is F.linear and arguments[0].device.type == "cpu" and torch.backends.mkldnn.is_available():
-            return F.linear(arguments[0].to_mkldnn(), *arguments[1:]).to_dense()
-        return function(*arguments, **(keywords or {}))
-
-
 def make_optimizers(model: GPT, lr: float) -> list[torch.optim.Optimizer]:
     """Muon (Jordan, 2024) for the matrices inside the blocks, AdamW for embeddings, biases and norms.
 
@@ -100,8 +88,7 @@ def pretrain(model: GPT, stream: np.ndarray, args: argparse.Namespace, device: s
         for group in itertools.chain.from_iterable(optimizer.param_groups for optimizer in optimizers):
             group["lr"] = learning_rate(step, len(batches), 100, args.lr)
         ids = ids.to(device)
-        with LinearByOneDNN():
-            logits = model(ids[:, :-1])
+        logits = model(ids[:, :-1])
         loss = nll_sum(logits.flatten(0, 1), ids[:, 1:].flatten()) / ids[:, 1:].numel()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

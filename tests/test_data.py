@@ -9,12 +9,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 sys.path.insert(0, str(DATA))
 
-import make_base  # noqa: E402
 import make_instruct as instruct  # noqa: E402
 import world  # noqa: E402
 
@@ -266,20 +264,6 @@ def test_experiments_on_the_documents() -> None:
     keyed = [writer.line(world.CAPITAL, fact) for _ in range(200)]
     keyed += [writer.noted_line(world.CAPITAL, "{}\n{}", "Capital", fact) for _ in range(5)]
     assert not any(re.search(r"^(Kabul|Afghanistan)$", text, re.MULTILINE) for text in keyed)
-
-
-def test_linear_layers_by_onednn_are_linear_layers() -> None:
-    """In pretraining: the same products and gradients, up to rounding; other functions are left alone."""
-    layer, x = torch.nn.Linear(24, 40), torch.randn(50, 24, requires_grad=True)
-    plain = layer(x)
-    with make_base.LinearByOneDNN():
-        other = layer(x)
-        assert torch.equal(torch.relu(x), x.relu())
-    assert type(other) is torch.Tensor and not other.is_mkldnn
-    weights = torch.randn(50, 40)
-    for one, two in zip(*(torch.autograd.grad((y * weights).sum(), [x, *layer.parameters()]) for y in (plain, other))):
-        torch.testing.assert_close(one, two)
-    torch.testing.assert_close(plain, other)
 
 
 # ------------------------------------------------------------------------------------------------ the instruction data

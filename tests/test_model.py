@@ -1,13 +1,14 @@
 """The GPT against a slow, obvious one; batches against single conversations; generation against plain recomputation."""
 
 import math
+from collections import Counter
 
 import pytest
 import torch
 from conftest import assert_exact, make_model
 from torch import Tensor, nn
 
-from model import GPT, GPTConfig, TokenEmbedding
+from model import GPT, GPTConfig, OneDNNProduct, TokenEmbedding, cut_rectangles, linear
 
 EOS = 256
 
@@ -91,17 +92,17 @@ def test_padded_batch_equals_each_conversation_alone(use_at: bool, use_real: boo
 
 
 def test_layers_run_on_real_tokens_and_the_head_on_targets_only() -> None:
-    """Claim 13: padding costs no matrix product, nor does a position without a target after the last attention; and
-    where there is no target, there is no gradient."""
-    model, (ids, real) = make_model(), right_pad(conversations(3, 20, 8), [EOS])
+    """Claim 13: padding costs no matrix product, nor does a position without a target after the last attention, but
+    for rounding up to a multiple of 32; and where there is no target, there is no gradient."""
+    model, (ids, real) = make_model(), right_pad(conversations(3, 40, 17), [EOS])
     n_rows: dict[str, int] = {}
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.LayerNorm)):
             module.register_forward_hook(lambda _, x, y, name=name: n_rows.update({name: y.numel() // y.shape[-1]}))
-    model(ids, at=torch.tensor([2, 25, 39, 47]), real=real)
+    model(ids, at=torch.tensor([2, 45, 79, 87]), real=real)
     last = [n_rows.pop(name) for name in ("final_norm", *(f"blocks.1.mlp{part}" for part in ("_norm", ".up", ".down")))]
-    assert last == [4] * 4
-    assert len(n_rows) == 9 and set(n_rows.values()) == {3 + 20 + 8}
+    assert last == [4, 32, 32, 32]
+    assert len(n_rows) == 9 and set(n_rows.values()) == {64}  # for 60 tokens in a rectangle of 120
     nothing = torch.tensor([], dtype=torch.long)
     assert not any(g.any() for g in gradients(model, model(ids, at=nothing, real=real), nothing))
 
@@ -316,6 +317,50 @@ def test_more_tokens_than_the_context_holds_are_refused() -> None:
     cache, _ = model.prefill([[1] * 16, [1] * 3], 1)
     with pytest.raises(ValueError, match="17 tokens.*context of 16"):
         model.decode_one_token(torch.tensor([1, 1]), cache)
+
+
+def test_attention_is_cut_where_lengths_differ() -> None:
+    """Claim 14: the parts hold all real tokens in their order, and no sequence is more than half again its shortest."""
+    generator = torch.Generator().manual_seed(0)
+    for B in (1, 2, 5, 40):
+        for in_order in (True, False):
+            lengths = torch.randint(0, 60, (B,), generator=generator)
+            lengths = [*(lengths.sort()[0] if in_order else lengths).tolist(), 60]
+            real = torch.tensor([60 * b + t for b, length in enumerate(lengths) for t in range(length)])
+            parts, found = cut_rectangles(B + 1, 60, real), []
+            for part in parts:
+                places = range(math.prod(part.shape)) if part.real is None else part.real.tolist()
+                rows = Counter(place // part.shape[1] for place in places)
+                assert max(rows.values()) == part.shape[1] <= 1.5 * min(rows.values()) and len(places) == part.n_tokens
+                assert len(rows) == part.shape[0] and (part.real is None) == (part.n_tokens == math.prod(part.shape))
+                found += [rows[row] for row in range(part.shape[0])]
+            assert found == [length for length in lengths if length] and (not in_order or len(parts) <= 13)
+
+
+@pytest.mark.parametrize("n", [0, 1, 31, 32, 33, 64, 75])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_products_by_onednn_are_products(n: int, has_bias: bool, monkeypatch) -> None:
+    """For any number of rows: value and gradients against float64, which goes another way; and with few kernels."""
+    sizes, genuine = set(), OneDNNProduct.multiply
+    if genuine:  # a torch without oneDNN goes the other way in float32, too
+        monkeypatch.setattr(OneDNNProduct, "multiply", lambda x, *rest: sizes.add(len(x)) or genuine(x, *rest))
+    generator = torch.Generator().manual_seed(n)
+    tensors = [torch.randn(shape, generator=generator) for shape in ((n, 24), (40, 24), (40,))][: 2 + has_bias]
+    toward = torch.randn(n, 40, generator=generator)
+    for frozen in (None, 0, 1):
+        results = []
+        sizes.clear()
+        for dtype in (torch.float64, torch.float32):
+            leaves = [
+                tensor.detach().to(dtype, copy=True).requires_grad_(i != frozen) for i, tensor in enumerate(tensors)
+            ]
+            y = linear(*leaves)
+            trained = [leaf for leaf in leaves if leaf.requires_grad]
+            results.append([y, *torch.autograd.grad(y, trained, toward.to(dtype))])
+            assert bool(sizes) == (dtype == torch.float32 and n > 0 and genuine is not None)
+        for found, wanted in zip(results[1], results[0]):
+            torch.testing.assert_close(found, wanted.float())
+        assert all(size < 32 or size % 32 == 0 or size in (24, 40) for size in sizes)
 
 
 @pytest.mark.parametrize("n", [0, 1, 16, 33])
