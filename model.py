@@ -126,11 +126,13 @@ class OneDNNProduct(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         x_needs, weight_needs, _ = ctx.needs_input_grad
         x_grad = weight_grad = None
+        whole = len(x) - len(x) % ROW_MULTIPLE
         if x_needs:  # padding would copy the logits' gradient, so the last few rows go alone
-            parts = grad.split(max(len(x) - len(x) % ROW_MULTIPLE, ROW_MULTIPLE))
+            parts = grad.split(whole or ROW_MULTIPLE)
             x_grad = torch.cat([OneDNNProduct.multiply(part, weight.T, None, "none", [], "") for part in parts])
-        if weight_needs and len(x) % ROW_MULTIPLE == 0 and ctx.has_bias:
-            weight_grad = OneDNNProduct.multiply(grad.T, x.T, None, "none", [], "")
+        if weight_needs and whole and ctx.has_bias:
+            weight_grad = OneDNNProduct.multiply(grad[:whole].T, x[:whole].T, None, "none", [], "")
+            weight_grad.addmm_(grad[whole:].T, x[whole:])
         elif weight_needs:  # of the head, too: oneDNN would have the logits' gradient copied
             weight_grad = grad.T @ x
         return x_grad, weight_grad, grad.sum(0) if ctx.has_bias else None

@@ -56,13 +56,18 @@ def comparison(results: dict[str, Sequence[dict]]) -> str:
 
 
 def floor(ours: Sequence[dict], rates: Sequence[dict], config: GPTConfig) -> str:
-    """How much of the time the multiplications alone would take, were they all as fast as large square ones."""
-    rate = median(rates, "rate")
+    """How much of the time the multiplications alone would take, were they all as fast as large square ones: by
+    torch.mm, and by `model.linear`."""
     operations = floating_point_operations(config, ours[0]["tokens"], ours[0]["supervised"])
-    seconds = operations / rate
-    share = seconds / median(ours, "seconds")
-    counted = f"{operations / 1e12:.3g} tera-operations at {rate / 1e9:,.0f} giga-operations/s"
-    return f"floor: {seconds:.2f} s ({counted}, {rates[0]['threads']} threads); ours reaches {share:.0%} of it"
+    lines = [f"floor: {operations / 1e12:.3g} tera-operations, {rates[0]['threads']} threads"]
+    for key, name in (("rate", "torch.mm"), ("our_rate", "model.linear")):
+        if key in rates[0]:
+            rate = median(rates, key)
+            seconds = operations / rate
+            share = seconds / median(ours, "seconds")
+            at = f"at the {rate / 1e9:,.0f} giga-operations/s of {name}"
+            lines.append(f"  {seconds:.2f} s {at}: ours reaches {share:.0%} of it")
+    return "\n".join(lines)
 
 
 def main() -> int:

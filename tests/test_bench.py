@@ -192,9 +192,12 @@ def test_the_floor_counts_the_head_at_supervised_positions_only() -> None:
 
 def test_the_share_of_the_floor() -> None:
     config = GPTConfig(vocab_size=10, context_length=8, n_layer=1, n_head=1, n_embd=2)  # 6 * (48 * 1000 + 20 * 200)
-    rates = [{"rate": rate, "threads": 2} for rate in (1e3, 312e3, 9e9)]
-    assert "floor: 1.00 s" in sft_speed.floor([result(4)], rates, config)
-    assert "ours reaches 25% of it" in sft_speed.floor([result(4)], rates, config)
+    rates = [{"rate": rate, "our_rate": 2 * rate, "threads": 2} for rate in (1e3, 312e3, 9e9)]
+    _, by_torch, by_ours = sft_speed.floor([result(4)], rates, config).splitlines()
+    assert by_torch.startswith("  1.00 s") and by_torch.endswith("ours reaches 25% of it")
+    assert by_ours.startswith("  0.50 s") and by_ours.endswith("ours reaches 12% of it")
+    del rates[0]["our_rate"]
+    assert len(sft_speed.floor([result(4)], rates, config).splitlines()) == 2
 
 
 def test_contenders_run_in_turn_and_one_that_fails_is_told(tmp_path: Path) -> None:
