@@ -110,7 +110,7 @@ class OneDNNProduct(torch.autograd.Function):
     """`F.linear` by oneDNN, twice as fast as by MKL where it was measured (AMD). Both come with torch, which asks MKL
     for float32. oneDNN compiles a kernel for each number of rows; so that these are few, they are multiples of 32."""
 
-    multiply = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    multiply = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # torch's own; where it is missing, MKL has to do
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -141,7 +141,8 @@ class OneDNNProduct(torch.autograd.Function):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # (N, in) -> (N, out)
     """`F.linear`, by oneDNN where that is to be had: in float32 on a CPU."""
     on_cpu = x.device.type == "cpu" and OneDNNProduct.multiply and not torch.compiler.is_compiling()
-    if on_cpu and len(x) and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
+    plain = x.dtype == torch.float32 and x.dim() == 2 and not torch.is_autocast_enabled("cpu")
+    if on_cpu and plain and len(x):
         return OneDNNProduct.apply(x, weight, bias)
     return F.linear(x, weight, bias)
 
