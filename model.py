@@ -85,7 +85,7 @@ class Rectangle:
 
 def cut_rectangles(B: int, T: int, real: Tensor | None) -> list[Rectangle]:
     """The rectangle (B, T) in parts, in each of which the longest sequence is at most 1.5 times the shortest, since
-    attention costs all of them what the longest costs: the main job becomes 1.4 times as fast. A batch is sorted by
+    attention costs all of them what the longest costs: the main job becomes 1.5 times as fast. A batch is sorted by
     length (`dataset.cut_micro_batches`), so the parts are few. A GPU has one large kernel rather than many small."""
     if real is None or real.device.type != "cpu" or torch.compiler.is_compiling():
         return [Rectangle((B, T), B * T if real is None else len(real), real)]
