@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-ROW_MULTIPLE = 32  # to which the rows of matrices are rounded up on a CPU, see `OneDNNProduct`
+ROW_MULTIPLE = 32  # to which rows are rounded up on a CPU, see `OneDNNProduct`
 
 
 @dataclass
@@ -279,7 +279,8 @@ class GPT(nn.Module):
         rectangles, last = cut_rectangles(B, T, real), self.config.n_layer - 1
         if real is not None:
             flat_ids, flat_positions = flat_ids[real], flat_positions[real]  # (N,)
-        if real is not None and real.device.type == "cpu":  # round up: a sequence more, and row 0 a few times more
+        if real is not None and real.device.type == "cpu" and not torch.compiler.is_compiling():
+            # round up for `OneDNNProduct`: a sequence more that nobody looks at, and later row 0 a few times more
             extra = -len(real) % ROW_MULTIPLE
             flat_ids, flat_positions = F.pad(flat_ids, (0, extra)), F.pad(flat_positions, (0, extra))
             rectangles += [Rectangle((1, extra), extra, None)] if extra else []
