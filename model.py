@@ -115,7 +115,8 @@ class OneDNNProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.has_bias, extra = bias is not None, -len(x) % ROW_MULTIPLE if len(x) > ROW_MULTIPLE else 0
+        ctx.has_bias = bias is not None
+        extra = -len(x) % ROW_MULTIPLE if len(x) > ROW_MULTIPLE else 0
         padded = F.pad(x, (0, 0, 0, extra)) if extra else x
         y = OneDNNProduct.multiply(padded, weight, bias, "none", [], "")
         return y.resize_(len(x), len(weight))  # not y[:n]: autograd forbids writing to a view that a function gave

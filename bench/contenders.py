@@ -172,7 +172,7 @@ def main() -> int:
     except (OSError, ValueError) as error:
         return sft.fail(error)
     if args.name == "multiplication":
-        sft.keep_freed_memory()  # or half the time would go into clearing the memory of the product
+        sft.keep_freed_memory()  # or each product would wait for the kernel to clear its memory
         result = {"rate": multiplication_rate(task), "threads": torch.get_num_threads()}
         if task.device == "cpu":
             result["our_rate"] = multiplication_rate(task, linear)
