@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +23,12 @@ from tokenizer import END_OF_TEXT, Tokenizer
 HAS_PEERS = all(importlib.util.find_spec(name) for name in ("transformers", "peft", "safetensors"))
 collect_ignore = [] if HAS_PEERS else ["peers"]
 os.environ["HF_HUB_OFFLINE"] = "1"  # else transformers asks a server even for what lies in a folder
+
+# A shell starts what runs in its background with SIGINT ignored, nohup SIGHUP too; sft.py keeps to that, as the tests'
+# own processes would, which are sent these signals.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 CONFIG = GPTConfig(vocab_size=257, context_length=256, n_layer=2, n_head=4, n_embd=32)
 
