@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from chat_template import TEMPLATES, one_line, printable
-from distributed import rank, shard_like
+from distributed import rank
 from lora import attach_adapter, check_plain, check_tensors, merge_lora
 from model import GPT, GPTConfig
 from tokenizer import Tokenizer
@@ -298,26 +298,3 @@ def build_model(sizes: dict, weights: dict[str, torch.Tensor], dropout: float) -
     is_double = any(tensor.dtype == torch.float64 for tensor in weights.values())
     model.to(torch.float64 if is_double else torch.float32).load_state_dict(weights, strict=True)
     return model
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
-    """Go on with a saved state: whole tensors, which are sharded here if their parameters are. Learning rate, decay and
-    the like stay those of the configuration.
-
-    Raises ValueError where it is not a state of these parameters.
-    """
-    groups = optimizer.state_dict()["param_groups"]
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    try:
-        state = saved["state"]
-        if state.keys() != set(range(len(parameters))):
-            raise TypeError("it is of other parameters")
-        for i, values in state.items():
-            check_tensors(values)
-            shapes, whole = {name: value.shape for name, value in values.items()}, parameters[i].shape
-            if shapes != {"step": (), "exp_avg": whole, "exp_avg_sq": whole}:
-                raise TypeError(f"parameter {i} has another shape")  # the fused kernel would read beyond its end
-            state[i] = {name: shard_like(value, parameters[i]) for name, value in values.items()}
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
-    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"the optimiser's state does not fit this model ({one_line(str(error))})") from None

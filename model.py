@@ -128,9 +128,10 @@ class OneDNNProduct(torch.autograd.Function):
         x_needs, weight_needs, _ = ctx.needs_input_grad
         x_grad = weight_grad = None
         whole = len(x) - len(x) % ROW_MULTIPLE
-        if x_needs:  # padding would copy the logits' gradient, so the last few rows go alone
-            parts = grad.split(whole or ROW_MULTIPLE)
-            x_grad = torch.cat([OneDNNProduct.multiply(part, weight.T, None, "none", [], "") for part in parts])
+        if x_needs:  # padding would copy the logits' gradient, so the last few rows go alone, and to MKL
+            x_grad = grad[whole:] @ weight
+            if whole:
+                x_grad = torch.cat([OneDNNProduct.multiply(grad[:whole], weight.T, None, "none", [], ""), x_grad])
         if weight_needs and whole and ctx.has_bias:
             weight_grad = OneDNNProduct.multiply(grad[:whole].T, x[:whole].T, None, "none", [], "")
             weight_grad.addmm_(grad[whole:].T, x[whole:])

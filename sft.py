@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import lora
+from adamw import AdamW
 from chat_template import TEMPLATES, TRAIN_ON, Message, escape_what_cannot_be_printed, one_line, printable, quoted
 from checkpoint import (
     HERE,
@@ -37,7 +38,6 @@ from checkpoint import (
     checkpoints_in,
     find_file,
     load_checkpoint,
-    load_optimizer,
     lock,
     open_folder,
     plot_losses,
@@ -233,7 +233,7 @@ def accumulate_gradients(
         for loss in nll_of_parts(model, leaf, targets, autocast):  # the head forward and back, then all below it back
             (loss / n_supervised).backward()
             nll += loss.item()
-        hidden.backward(leaf.grad)
+        (hidden * leaf.grad).sum().backward()  # as hidden.backward(leaf.grad), for which torch imports sympy: 0.5 s
     return nll
 
 
@@ -416,7 +416,7 @@ def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
     return int(np.random.SeedSequence([seed, step, micro_batch, rank()]).generate_state(1)[0])
 
 
-def save(run: Run, optimizer: torch.optim.Optimizer, step: int) -> None:
+def save(run: Run, optimizer: AdamW, step: int) -> None:
     """Write a checkpoint, and only then remove those beyond --keep-checkpoints. One process writes for all."""
     weights = lora.adapter_state(run.model) if run.config.lora_rank else {"model": run.model.state_dict()}
     stop = [run.tokenizer.special(TEMPLATES[run.config.template].stop)]
@@ -431,19 +431,17 @@ def save(run: Run, optimizer: torch.optim.Optimizer, step: int) -> None:
         prune(path, run.config.keep_checkpoints)
 
 
-def make_optimizer(run: Run, saved: dict | None) -> torch.optim.AdamW:
-    """Bring the model to where it is trained, in shards with --fsdp; and AdamW in its fused form, of which only
-    matrices decay. Raises ValueError where the saved state is not one of this model."""
+def make_optimizer(run: Run, saved: dict | None) -> AdamW:
+    """Bring the model to where it is trained, in shards with --fsdp; and AdamW, of which only matrices decay. Raises
+    ValueError where the saved state is not one of this model."""
     if run.config.fsdp:
         shard(run.model, run.device)
     parameters = [parameter for parameter in run.model.to(run.device).parameters() if parameter.requires_grad]
     matrices = {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": run.config.weight_decay}
     vectors = {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0}
     groups = [group for group in (matrices, vectors) if group["params"]]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=EPSILON, fused=True)
-    if saved:
-        load_optimizer(optimizer, saved.pop("optimizer"))  # in one piece it may be more than fits
-    return optimizer
+    state = saved.pop("optimizer") if saved else None  # in one piece it may be more than fits
+    return AdamW(groups, betas=(0.9, 0.95), eps=EPSILON, state=state)
 
 
 def check_finite(step: int, **values: float | None) -> None:
@@ -457,7 +455,7 @@ def resume_command(folder: Path) -> str:
     return f"python sft.py --resume {shlex.quote(str(folder))}"
 
 
-def train(run: Run, optimizer: torch.optim.Optimizer, saved: dict | None, stop: StopSignals) -> int:
+def train(run: Run, optimizer: AdamW, saved: dict | None, stop: StopSignals) -> int:
     """The training loop; gives the exit status. Raises FloatingPointError where the loss is no number."""
     config, model, device, train_set = run.config, run.model, run.device, run.data.train_set
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -51,8 +51,9 @@ def ours(task: Task, record: Record, lora_rank: int = 0) -> None:
     dtype = torch.bfloat16 if task.bfloat16 else torch.float32
     run = sft.Run(config, task.device, dtype, model, None, {}, None, [], None)
     optimizer = sft.make_optimizer(run, None)
+    optimizer.eps = EPSILON
     for group in optimizer.param_groups:
-        group |= {"lr": LEARNING_RATE, "eps": EPSILON}
+        group["lr"] = LEARNING_RATE
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     forward = torch.compile(model, dynamic=True) if task.compile else model
     model.train()

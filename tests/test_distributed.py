@@ -134,13 +134,15 @@ def test_resuming_with_another_number_of_processes(zygote, place: Path, kind: st
 SHARES = """
 import os, torch
 import distributed
+from adamw import AdamW
 from conftest import make_model
 
 distributed.connect()
 model = make_model(dtype=torch.float32)
 whole = {name: parameter.shape[0] for name, parameter in model.named_parameters()}
 distributed.shard(model, "cpu")
-optimizer = torch.optim.AdamW(model.parameters())
+groups = [{"params": list(model.parameters()), "lr": 0.1, "weight_decay": 0.1}]
+optimizer = AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
 model(torch.arange(20).view(2, 10)).sum().backward()
 optimizer.step()
 for name, parameter in model.named_parameters():
