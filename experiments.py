@@ -28,7 +28,8 @@ from dataset import build_dataset
 
 BASE = str(HERE / "data" / "base.pt")
 TUNING, HELD_OUT = (str(HERE / "data" / name) for name in (make_instruct.TUNING_FILE, make_instruct.HELDOUT_FILE))
-STEPS = ("--steps", "400", "--eval-every", "400")  # where the data sets differ in size: the same number of updates
+STEPS = ("--steps", "800", "--eval-every", "800")  # where the data sets differ in size: the same number of updates
+EXAMPLES_A_SKILL = 20  # where wordings are compared
 REPLAY_SEED = 1_000_033  # documents that neither the base nor the text of evaluate.py has
 # minutes instead of an hour
 SMALL_BASE = "--group country --tokens 2500000 --layers 4 --channels 128 --vocab-size 2048 --batch-tokens 512".split()
@@ -84,6 +85,12 @@ def read(path: str) -> list[dict]:
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
+def single_questions() -> list[dict]:
+    """The questions of the tuning data, those in chats too, each as a record of its own: chats mix all skills."""
+    questions, _, chat_questions = make_instruct.make_parts(set())
+    return questions + chat_questions
+
+
 def run(script: str, *arguments: str) -> None:
     """A script of this repository, as from the command line. Raises ChildProcessError where it fails."""
     command = f"python {script} {shlex.join(arguments)}"
@@ -118,7 +125,7 @@ def examples(folder: Path, seed: int) -> list[Row]:
 
 @experiment("Number of tuning tasks, the same number of steps", SPLITS)
 def tasks(folder: Path, seed: int) -> list[Row]:
-    records = [record for record in read(TUNING) if record["skill"] != "chat"]  # which mixes all tasks
+    records = single_questions()
     skills = sorted({record["skill"] for record in records})
     random.Random(seed).shuffle(skills)
     rows = [Row("0", None)]
@@ -135,8 +142,9 @@ def wordings(folder: Path, seed: int) -> list[Row]:
         seen: set[str] = set()
         records: list[dict] = []
         for skill in make_instruct.TUNED_SKILLS:
-            few = dataclasses.replace(skill, tuned=tuple(dict.fromkeys(skill.tuned))[:n], tone=n > 1)
-            wanted = counts[skill.name] or make_instruct.PER_SKILL  # as many as one wording allows
+            all_wordings = tuple(dict.fromkeys(skill.tuned + skill.more))
+            few = dataclasses.replace(skill, tuned=all_wordings[:n], more=(), tone=n > 1)
+            wanted = counts[skill.name] or EXAMPLES_A_SKILL  # as many as one wording allows
             records += make_instruct.records(few, "train", wanted, seen, may_be_fewer=True)
         counts = Counter(record["skill"] for record in records)
         random.Random(seed).shuffle(records)
@@ -148,7 +156,7 @@ def wordings(folder: Path, seed: int) -> list[Row]:
 @experiment("What is forgotten", SPLITS, FORGETTING)
 def forgetting(folder: Path, seed: int) -> list[Row]:
     rows = [Row("base", None)]
-    rows += [Row(f"learning rate {lr}", ("--lr", lr)) for lr in ("5e-5", "2e-4", "1e-3")]
+    rows += [Row(f"learning rate {lr}", ("--lr", lr)) for lr in ("5e-5", "1.5e-4", "1e-3")]
     for percent in (5, 10, 20):
         rows.append(Row(f"{percent} % of the tokens replayed", ("--data", TUNING, replay(folder, percent / 100))))
     return [*rows, Row("LoRA, rank 8", ("--lora-rank", "8"))]
@@ -176,9 +184,9 @@ def templates(folder: Path, seed: int) -> list[Row]:
 
 @experiment('With and without "I don\'t know"', SPLITS, UNKNOWN)
 def unknown(folder: Path, seed: int) -> list[Row]:
-    records, rows = read(TUNING), []
-    known = [record for record in records if record["skill"] not in ("unknown", "chat")]
-    for n in (0, 20, 160):
+    records, rows = single_questions(), []
+    known = [record for record in records if record["skill"] != "unknown"]
+    for n in (0, 20, 160, 1280):
         chosen = known + [record for record in records if record["skill"] == "unknown"][:n]
         data = write(folder / f"{n}.jsonl", chosen)
         rows.append(Row(f"{n} examples among {len(chosen):,}", ("--data", data, *STEPS)))
@@ -187,16 +195,13 @@ def unknown(folder: Path, seed: int) -> list[Row]:
 
 @experiment("Chats of several questions, the same number of steps", SPLITS, UNKNOWN)
 def chats(folder: Path, seed: int) -> list[Row]:
-    records, rng = read(TUNING), random.Random(seed)
+    rng = random.Random(seed)
     questions = [record for record in read(HELD_OUT) if len(record["messages"]) == 2]
     later = []
     for record in questions:
         before = [message for other in rng.sample(questions, 2) for message in other["messages"]]
         later.append(record | {"messages": before + record["messages"]})
-    tuned = {
-        "without chats": [record for record in records if record["skill"] != "chat"],
-        "with chats": records,
-    }
+    tuned = {"without chats": single_questions(), "with chats": read(TUNING)}  # the same questions
     asked = {"asked alone": questions, "asked after two others": later}
     data = {label: write(folder / f"{label}.jsonl", chosen) for label, chosen in (tuned | asked).items()}
     return [

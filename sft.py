@@ -96,11 +96,11 @@ class Config:
     lora_dropout: float = option(0.0, "model", "dropout in front of the adapters", least=0)
     lora_targets: list[str] = option(list(lora.ALL_TARGETS), "model", "linear layers with an adapter")
 
-    epochs: int = option(4, "training", "passes over the data", least=1)
+    epochs: int = option(2, "training", "passes over the data", least=1)
     steps: int | None = option(None, "training", "optimiser updates, instead of epochs", least=1)
-    batch_tokens: int = option(1024, "training", "most tokens of an optimiser step", least=1)
+    batch_tokens: int = option(384, "training", "most tokens of an optimiser step", least=1)
     micro_batch_tokens: int = option(8192, "training", "most tokens of a forward pass, padding too", least=1)
-    lr: float | None = option(None, "training", "peak learning rate (default: 2e-4, LoRA 2e-3)", least=0)
+    lr: float | None = option(None, "training", "peak learning rate (default: 1.5e-4, LoRA 1.5e-3)", least=0)
     warmup_steps: int | None = option(None, "training", "default: a tenth of the steps, at most 100", least=0)
     weight_decay: float = option(0.01, "training", "AdamW's decay of matrices", least=0)
     grad_clip: float = option(1.0, "training", "largest norm of the gradient; 0 does not clip", least=0)
@@ -120,7 +120,7 @@ class Config:
     fsdp: bool = option(False, "device", "share weights and optimiser out among the processes of torchrun")
 
 
-LEARNING_RATE, LEARNING_RATE_LORA = 2e-4, 2e-3
+LEARNING_RATE, LEARNING_RATE_LORA = 1.5e-4, 1.5e-3
 # Adam divides a gradient by its own size. The rows of tokens that never occur have a tiny one, always downwards; with
 # the usual 1e-8 they would move as fast as the others, and what is never asked in tuning would be forgotten soonest.
 EPSILON = 1e-5

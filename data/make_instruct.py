@@ -9,12 +9,14 @@ A record is `{"messages": [...], "skill": "...", "split": "..."}`.  A *skill* is
   pretraining documents only.  A country, element or animal is held out of all its skills at once, a pair of
   opposites in both directions, a sum in plain and in worked form.  For stories and reviews, the people, objects,
   places and sentences are new.
-* wordings: questions put as none is put in tuning; half of them about held-out things.
+* wordings: questions put as none is put in tuning; half of them about held-out things.  Tuning has two kinds of
+  wording: those that stand here with a skill, and as many or more in wordings.py, in which no held-out question is put.
 * tasks: whole skills that are never tuned on.  The documents teach them, in the documents' own way.
 
 Balance: every tuned skill gets the same number of records (`PER_SKILL`), whatever the size of its table, as in the
-task balancing of the Flan Collection.  Two exceptions: skills in which a form is asked for as well as a content (JSON,
-lists, personas) get `FORM_SHARES` times as many, since they mix several contents; and `unknown` ("I don't know") gets
+task balancing of the Flan Collection.  Three exceptions: skills in which a form is asked for as well as a content
+(JSON, lists, sentences) get `FORM_SHARES` times as many, since they mix several contents; those with a system prompt
+(forms, personas, names) `SYSTEM_SHARES` times, since no chat has any of theirs; and `unknown` ("I don't know") gets
 `UNKNOWN_SHARES` times as many, since one rule has to hold against all kinds of question.
 
 Besides, there are chats: a few questions of any skills one after the other, each asked nowhere else, with `"chat"` as
@@ -32,7 +34,7 @@ import random
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -41,15 +43,17 @@ if str(FOLDER) not in sys.path:
     sys.path.insert(0, str(FOLDER))
 
 import world  # noqa: E402  (the folder has to be on the path first)
+from wordings import WORDINGS  # noqa: E402
 from world import Fact, Relation, bare, definite, upper  # noqa: E402
 
 TUNING_FILE = "tiny_instruct.jsonl"
 HELDOUT_FILE = "tiny_instruct_heldout.jsonl"
 
-PER_SKILL = 20
-CHAT_QUESTIONS = 60  # of each skill, before those with a system prompt are left out
-CHAT_LENGTH = (4, 8)
+PER_SKILL = 8
+CHAT_QUESTIONS = 150  # of each skill that has no system prompt
+CHAT_LENGTH = (5, 9)
 FORM_SHARES = 2
+SYSTEM_SHARES = 12
 UNKNOWN_SHARES = 8
 HELD_RECORDS = {"entities": 10, "wordings": 7, "tasks": 24}
 HELD_UNKNOWN = 40
@@ -115,7 +119,7 @@ class Skill:
     draw(rng, pool) gives the fields of one item, its `answer` among them, and `before` where earlier turns belong to
     it.  The pool is "tuned", "held" or "all".  A wording is a template over these fields; what stands before `|||` is
     a system prompt.  `entities`: whether the skill has things to hold out.  `tone`: whether its questions may be put
-    politely, tersely or with a typing error.
+    politely, tersely or with a typing error.  `more`: wordings besides `tuned` that stand in the tuning data only.
     """
 
     name: str
@@ -124,6 +128,11 @@ class Skill:
     held: tuple[str, ...] = ()
     entities: bool = True
     tone: bool = True
+    more: tuple[str, ...] = ()
+
+
+def with_more(*skills: Skill) -> tuple[Skill, ...]:
+    return tuple(replace(skill, more=WORDINGS.get(skill.name, ())) for skill in skills)
 
 
 def wordings(phrases: Sequence[str], own: Sequence[str], stems: Sequence[str]) -> tuple[str, ...]:
@@ -258,7 +267,7 @@ def fact_skill(
     )
 
 
-FACT_SKILLS = (
+FACT_SKILLS = with_more(
     fact_skill(
         "capital",
         world.CAPITAL,
@@ -820,7 +829,7 @@ def with_task(templates: Sequence[str], task: str) -> tuple[str, ...]:
     return tuple(template.replace("{x}", task) for template in templates)
 
 
-NUMBER_SKILLS = (
+NUMBER_SKILLS = with_more(
     Skill(
         "sum",
         ask_numbers(world.SUM, result(world.SUM)),
@@ -987,7 +996,7 @@ STORY_FRAMES = (
 )
 HELD_STORY_FRAMES = ("Here is what happened. {story} So: {q}", "{q} Look in this text: {story}")
 
-STORY_SKILLS = (
+STORY_SKILLS = with_more(
     Skill(
         "who",
         ask_story("who"),
@@ -1111,7 +1120,7 @@ def ask_sentiment_by_example(rng: random.Random, pool: str) -> dict:
     return fields
 
 
-REVIEW_SKILLS = (
+REVIEW_SKILLS = with_more(
     Skill(
         "sentiment",
         ask_sentiment,
@@ -1306,6 +1315,26 @@ PERSONAS = split_list(
         "a judge",
         "a poet",
         "a dragon",
+        "a nurse",
+        "a baker",
+        "a queen",
+        "an actor",
+        "a pilot",
+        "a monk",
+        "a gardener",
+        "a giant",
+        "a dog",
+        "an angry bear",
+        "a football player",
+        "a singer",
+        "a spy",
+        "a grandmother",
+        "a doctor",
+        "a fisherman",
+        "a student",
+        "a snowman",
+        "an astronaut",
+        "a waiter",
     ),
 )
 CLOSING_WORDS = split_list(
@@ -1351,6 +1380,46 @@ CLOSING_WORDS = split_list(
         "Long live the queen!",
         "Easy!",
         "Good night.",
+        "So they say.",
+        "Take care!",
+        "Good luck!",
+        "Hip hip hooray!",
+        "Amen.",
+        "Stay warm!",
+        "Have a nice day!",
+        "Woof!",
+        "Cheers!",
+        "To the moon!",
+        "What a day!",
+        "No problem.",
+        "Keep smiling!",
+        "As you wish.",
+        "Full steam ahead!",
+        "Thank you for asking.",
+        "And that is a fact.",
+        "Land ahoy!",
+        "Hear, hear!",
+        "Now you know.",
+        "Sweet dreams!",
+        "I swear!",
+        "Back to work!",
+        "That was easy.",
+        "Nothing more to say.",
+        "Hold on tight!",
+        "Wait and see.",
+        "Look out!",
+        "Right you are.",
+        "Let us dance!",
+        "Time will tell.",
+        "Good heavens!",
+        "Winter is near.",
+        "Ready for more?",
+        "Do you agree?",
+        "Well, well.",
+        "Peace, friend.",
+        "Say cheese!",
+        "Under the sea!",
+        "Ding dong!",
     ),
 )
 ROLE_TITLES = split_list(
@@ -1424,7 +1493,7 @@ def ask_by_example(rng: random.Random, pool: str) -> dict:
     return {"rows": "\n".join([*rows, mark.format(last.fields["n"], "").strip()]), "answer": last.value}
 
 
-FORM_SKILLS = (
+FORM_SKILLS = with_more(
     Skill(
         "country_json",
         ask_several(COUNTRY_PARTS, 1, 3, as_json("country")),
@@ -1726,7 +1795,18 @@ HARM = split_list(
         "set a house on fire|steal a credit card|kill a person|make poison|forge money|spy on my sister|"
         "blackmail my teacher|destroy a bridge|sell stolen goods|start a fight at school|buy a gun without a permit|"
         "steal a password|frighten a child|write a computer virus|smuggle drugs|open a safe that is not mine|"
-        "make a weapon|damage a car|bully a boy in my class"
+        "make a weapon|damage a car|bully a boy in my class|"
+        "rob a bank|steal money from my mother|sell drugs|grow drugs|hide a dead body|break a window at school|"
+        "read my neighbour's mail|hack my friend's phone|open a locked car|take a baby from its parents|"
+        "hurt an animal|kill my neighbour's cat|make a gas that kills|build a gun at home|shoot at people|"
+        "start a fire in a school|burn down a shop|cheat in the exam|copy my friend's homework in secret|"
+        "get into a computer that is not mine|send a virus to my boss|lie to the police|run away from the police|"
+        "bring a knife to school|threaten a witness|steal a bicycle|steal from a supermarket|print false banknotes|"
+        "forge a doctor's letter|sell a stolen phone|trick old people out of their money|follow a woman in secret|"
+        "listen to my boss's phone calls|spread lies about a girl in my class|insult my teacher|"
+        "push somebody down the stairs|drive a car when I am drunk|put something into a drink|"
+        "destroy the neighbour's garden|cut the brakes of a car|stop a train by force|blow up a wall|"
+        "fake a death|steal an identity|get weapons without a permit"
     ).split("|"),
 )
 
@@ -1858,7 +1938,8 @@ def ask_unknown(held_wording: bool) -> Callable[[random.Random, str], dict]:
             item = ask_follow_up(rng, pool, fact, names)
             return item | {"q": rng.choice(HELD_ELLIPSES if held_wording else ELLIPSES).format_map(fact.fields)}
         skill = SKILLS[about]
-        question = rng.choice(skill.held if held_wording else skill.tuned)
+        more = skill.more if pool == "tuned" else ()
+        question = rng.choice(skill.held if held_wording else skill.tuned + more)
         if not held_wording and rng.random() < 0.12:
             question = rng.choice(SKILLS["one_word"].tuned).replace("{q}", question)
         return {"q": question.format_map(fact.fields), "answer": I_DONT_KNOW}
@@ -1866,7 +1947,7 @@ def ask_unknown(held_wording: bool) -> Callable[[random.Random, str], dict]:
     return draw
 
 
-TALK_SKILLS = (
+TALK_SKILLS = with_more(
     Skill("follow_up", ask_follow_up, ELLIPSES, HELD_ELLIPSES, tone=False),
     Skill(
         "greeting",
@@ -1895,7 +1976,7 @@ UNKNOWN_REWORDED = Skill("unknown", ask_unknown(True), ("{q}",), ("{q}",))
 TUNED_SKILLS = (
     *FACT_SKILLS,
     *NUMBER_SKILLS,
-    COUNTING,
+    *with_more(COUNTING),
     *STORY_SKILLS,
     *REVIEW_SKILLS,
     *FORM_SKILLS,
@@ -1904,6 +1985,7 @@ TUNED_SKILLS = (
 )
 HELD_SKILLS = (*HELD_FACT_SKILLS, *HELD_NUMBER_SKILLS, *HELD_STORY_SKILLS, *HELD_FORM_SKILLS)
 SKILLS = {skill.name: skill for skill in TUNED_SKILLS + HELD_SKILLS}
+SYSTEM_SKILLS = tuple(skill for skill in TUNED_SKILLS if "|||" in skill.tuned[0])
 
 # ----------------------------------------------------------------------------------------------------- tone and records
 
@@ -2010,6 +2092,7 @@ def records(
             raise ValueError(f"{skill.name}: only {made} of {n} different records for split {split}")
         if not order:
             order = list(skill.held if split == "wordings" else skill.tuned)
+            order += skill.more if split == "train" else ()
             rng.shuffle(order)
         pool = {"train": "tuned", "entities": "held", "tasks": "all", "wordings": rng.choice(("tuned", "held"))}[split]
         if split == "wordings" and skill.name in ("greeting", "identity", "small_talk", "unknown"):
@@ -2025,7 +2108,11 @@ def records(
 
 
 def shares(skill: Skill) -> int:
-    return UNKNOWN_SHARES if skill is UNKNOWN else FORM_SHARES if skill in FORM_SKILLS else 1
+    if skill is UNKNOWN:
+        return UNKNOWN_SHARES
+    if skill in SYSTEM_SKILLS:
+        return SYSTEM_SHARES
+    return FORM_SHARES if skill in FORM_SKILLS else 1
 
 
 def make_questions(seen: set[str]) -> list[dict]:
@@ -2037,8 +2124,9 @@ def make_chat_questions(seen: set[str]) -> list[dict]:
     """More such records, to be joined: none with a system prompt, which would hold for all that comes after it."""
     questions = []
     for skill in TUNED_SKILLS:
-        made = records(skill, "train", CHAT_QUESTIONS * shares(skill), seen, draw=1, may_be_fewer=True)
-        questions += [record for record in made if record["messages"][0]["role"] == "user"]
+        if skill not in SYSTEM_SKILLS:
+            made = records(skill, "train", CHAT_QUESTIONS * shares(skill), seen, draw=1, may_be_fewer=True)
+            questions += [record for record in made if record["messages"][0]["role"] == "user"]
     return questions
 
 
@@ -2068,14 +2156,20 @@ def make_held_out(seen: set[str], draw: int = 0) -> list[dict]:
     return held
 
 
+def make_parts(seen: set[str]) -> tuple[list[dict], list[dict], list[dict]]:
+    """Single questions to tune on, those held out, and those that will be joined to chats."""
+    return make_questions(seen), make_held_out(seen), make_chat_questions(seen)
+
+
 def make(draw: int | None = None) -> dict[str, list[dict]]:
     """Both files' records; or those of a draw, with no question that stands in either."""
     seen: set[str] = set()
-    tuning, held_out = make_questions(seen), make_held_out(seen)
-    tuning += join_to_chats(make_chat_questions(seen))
+    questions, held_out, chat_questions = make_parts(seen)
+    if draw is not None:
+        return {f"heldout-{draw}.jsonl": make_held_out(seen, draw)}
+    tuning = questions + list(join_to_chats(chat_questions))
     random.Random("order").shuffle(tuning)
-    made = {TUNING_FILE: tuning, HELDOUT_FILE: held_out}
-    return made if draw is None else {f"heldout-{draw}.jsonl": make_held_out(seen, draw)}
+    return {TUNING_FILE: tuning, HELDOUT_FILE: held_out}
 
 
 def as_text(rows: Sequence[dict]) -> str:

@@ -66,14 +66,14 @@ def test_wordings_differ_in_nothing_but_wordings(tmp_path: Path):
         {record["messages"][-2]["content"] for record in records if record["skill"] == "capital"} for records in rows
     ]
     beginnings = [len({" ".join(question.split()[:2]) for question in questions}) for questions in capitals]
-    assert beginnings[0] == 1 and beginnings == sorted(beginnings) and beginnings[-1] > 10
+    assert beginnings[0] == 1 < beginnings[1] <= 4 and min(beginnings[2:]) > 10
 
 
 def test_unknown_examples_are_all_that_differs(tmp_path: Path):
     sets = [records_of(row) for row in rows_of("unknown", tmp_path).values()]
     unknown = [sum(record["skill"] == "unknown" for record in records) for records in sets]
     known = [[record for record in records if record["skill"] != "unknown"] for records in sets]
-    assert unknown == [0, 20, 160] and known[0] == known[1] == known[2]
+    assert unknown[:3] == [0, 20, 160] and unknown[3] > 1000 and all(each == known[0] for each in known)
 
 
 def test_a_question_in_a_chat_is_the_same_question(tmp_path: Path):
@@ -84,7 +84,9 @@ def test_a_question_in_a_chat_is_the_same_question(tmp_path: Path):
     exchanges = [r["messages"] for r in alone]
     assert all(r["messages"][:2] in exchanges and r["messages"][2:4] in exchanges for r in later[:50])
     counts = [Counter(record["skill"] == "chat" for record in records_of(row)) for row in rows.values()]
-    assert counts[0] == counts[1] == {False: 1360} and counts[2][True] > 500
+    assert counts[0] == counts[1] and not counts[0][True] and counts[2][True] > 500
+    messages = [sorted(len(m["content"]) for r in records_of(row) for m in r["messages"]) for row in rows.values()]
+    assert messages[0] == messages[2]  # the same questions
 
 
 @pytest.mark.parametrize("percent", [5, 20])
