@@ -50,11 +50,11 @@ TUNING_FILE = "tiny_instruct.jsonl"
 HELDOUT_FILE = "tiny_instruct_heldout.jsonl"
 
 PER_SKILL = 8
-CHAT_QUESTIONS = 150  # of each skill that has no system prompt
+CHAT_QUESTIONS = 144  # of each skill that has no system prompt
 CHAT_LENGTH = (5, 9)
 FORM_SHARES = 2
-SYSTEM_SHARES = 12
-UNKNOWN_SHARES = 8
+SYSTEM_SHARES = 11
+UNKNOWN_SHARES = 10
 HELD_RECORDS = {"entities": 10, "wordings": 7, "tasks": 24}
 HELD_UNKNOWN = 40
 HELD_SHARE = 0.3  # of the things in a table
@@ -1724,7 +1724,19 @@ GREETINGS = (
     "Hey there!|Greetings!|Good day!|Hello, computer!|Hi, Tiny!|Hello, Tiny!|Hello, are you there?|Hi! Are you ready?|"
     "good morning tiny|Hey you!|Hello my friend!|Hi again!|Hello, nice to meet you!|A good day to you!|hiya|"
     "Hello, I am Anna.|Hi, I am new here.|Hey, I am back!|Hello, hello!|Good evening, Tiny.|Hi, my name is Ben.|"
-    "Welcome!|Good to see you!|Hello from my kitchen!"
+    "Welcome!|Good to see you!|Hello from my kitchen!|"
+    "Hi|Hey|Hello|Good morning|Good evening|Good afternoon|hi tiny|hey there tiny|Hello everyone!|Hi, computer!|"
+    "Hello, machine!|Hey buddy!|Hi, old friend!|Hello, my dear!|Hello again, Tiny!|Hello, world!|Hi folks!|"
+    "Good morning, everyone!|Good day to you, sir!|Hello, it is me.|Hello, this is Paul.|Hi, Laura here.|"
+    "Hello, I have a few questions.|Hi, can we talk?|Hello, can you hear me?|Hi, let us begin!|"
+    "Hello, shall we start?|Hey, wake up!|Hello, is anybody there?|Knock knock!|Morning!|Evening!|"
+    "Hi, what a nice day!|Hello from Berlin!|Hi from the train!|Hello, I am a student.|Hi, I am at home now.|"
+    "Nice to meet you!|Pleased to meet you.|It is good to be here.|Hello, it is a pleasure.|"
+    "Hey, long time no see!|Here I am again.|Hello, how lovely to see you!|Hi, I want to ask you something.|"
+    "Hello, I need some help.|Hi, do you have a minute?|Hello, I would like to talk to you.|"
+    "Good morning, I have just got up.|Good evening, I have just come home.|Hello sunshine!|"
+    "Hi, it is Monday morning.|Hey, here is Felix.|Hello, my name is Olivia.|Hi there, I am your new user.|Hola!|"
+    "yo|hello hello tiny"
 ).split("|")
 HELD_GREETINGS = (
     "Hello, dear assistant!|Hi everybody!|A very good morning to you!|Hey, good to meet you!|Hello, I just came in.|"
@@ -1737,13 +1749,33 @@ WHO_QUESTIONS = (
     "Are you a robot?|Are you a person?|What kind of thing are you?|Who am I talking to?|Introduce yourself.|"
     "Am I talking to a machine?|Say something about yourself.|Are you alive?|Hello, who are you?|Are you a computer?|"
     "Who is there?|And who are you?|What sort of program are you?|Do I speak with a person?|Which model are you?|"
-    "I would like to know who you are."
+    "I would like to know who you are.|"
+    "who is this|What exactly are you?|Tell me something about you.|Tell me about yourself.|Are you a program?|"
+    "Are you a model?|Are you an animal?|Are you a man or a woman?|Are you somebody I know?|Are you real?|"
+    "So who are you?|Who or what are you?|What are you, a robot?|Am I talking to a computer?|"
+    "With whom am I talking?|Whom do I talk to?|Who is on the other side?|Who answers me here?|"
+    "Who is talking to me?|Are you a language model?|Are you a large language model?|Are you ChatGPT?|"
+    "Are you intelligent?|Do you think like a human?|Do you have a body?|Do you live in my computer?|"
+    "Were you made by people?|Say who you are.|Say what you are.|Explain what you are.|"
+    "I want to know what you are.|Please say who you are.|Good morning, who are you?|"
+    "I have never met you. Who are you?|We have not met. Who are you?|Hey, what are you?|"
+    "Could you introduce yourself?|Can you introduce yourself, please?|Would you say who you are?|"
+    "And what are you?"
 ).split("|")
 NAME_QUESTIONS = (
     "What is your name?|What's your name?|Tell me your name.|Do you have a name?|What do people call you?|"
     "What are you called?|What can I call you?|your name?|Please tell me your name.|What is your name, please?|"
     "Say your name.|And your name is?|I am Anna. What is your name?|Hi, what is your name?|How may I call you?|"
-    "I would like to know your name.|Who are you, by name?"
+    "I would like to know your name.|Who are you, by name?|"
+    "what is your name|name?|Your name, please.|Can you tell me your name?|May I ask your name?|"
+    "May I have your name?|Have you got a name?|Is there a name for you?|Who gave you which name?|"
+    "How do people call you?|How are you called?|How do you call yourself?|What do your friends call you?|"
+    "What name did they give you?|What is it that people call you?|My name is Ben, and yours?|"
+    "I am Laura. And you, what is your name?|Hello, what is your name?|Hey, what's your name?|"
+    "Please say your name.|I do not know your name.|I want to know your name.|I forget your name. What is it?|"
+    "Name yourself.|Is your name Max?|Is your name Robin?|Do I call you Tom?|Which name should I use for you?|"
+    "What shall I call you?|Under what name do people know you?|With what name were you born?|"
+    "Say me your name, friend.|Your first name?|And the name is?"
 ).split("|")
 HELD_WHO_QUESTIONS = (
     "Who exactly are you?|Are you a real person?|Am I writing to a human or a machine?|Describe yourself.|"
@@ -1758,7 +1790,17 @@ SMALL_TALK = (
         (
             "Thank you!|Thanks!|Thank you very much!|Thanks a lot!|thanks|Many thanks!|Thank you, that was helpful.|"
             "Great, thank you.|Thank you so much, Tiny!|thank you|Thanks for that!|That was kind, thank you.|"
-            "I thank you.|Very good, thanks.|You helped me a lot, thank you!|Thanks, now I know.|Thank you, my friend."
+            "I thank you.|Very good, thanks.|You helped me a lot, thank you!|Thanks, now I know.|Thank you, my friend.|"
+            "Thank you|Thanks|Thanks so much|Thank you a thousand times!|Thanks a million!|Thank you kindly.|"
+            "Thank you, Tiny.|Thanks, Tiny!|Cool, thanks.|Perfect, thank you!|Wonderful, thank you.|OK, thank you.|"
+            "OK thanks|Super, thanks!|Right, thank you.|Thank you for the answer.|Thank you for your answer.|"
+            "Thanks for the answers!|Thank you for telling me.|Thank you for your time.|Thanks for being there.|"
+            "That was what I needed, thanks.|That is all I wanted to know, thanks.|Oh, thank you!|Ah, thanks!|"
+            "That was quick, thank you.|That was very useful. Thanks!|You are so kind, thank you.|"
+            "You are great, thanks.|"
+            "Good job, thank you.|Well done, thank you.|I am very thankful.|I want to thank you.|I must thank you.|"
+            "I have to say thank you.|Merci!|thank you tiny|Thank you, I understand it now.|"
+            "Thanks, I will tell my sister.|Great help, thanks!|Thank you, dear.|Thanks, friend."
         ).split("|"),
         WELCOME,
     )
@@ -1766,7 +1808,15 @@ SMALL_TALK = (
         (
             "Goodbye!|Bye!|See you!|See you tomorrow!|bye bye|I have to go now.|Good night!|Bye, Tiny!|"
             "Until next time!|That is all, goodbye.|See you later!|Until tomorrow!|Bye for now!|Time to go. Bye!|"
-            "Good night, Tiny!|I am leaving now.|Goodbye, my friend."
+            "Good night, Tiny!|I am leaving now.|Goodbye, my friend.|"
+            "Bye|Goodbye|bye|Good night|See you|Bye everyone!|Goodbye, Tiny!|Bye, my dear!|See you on Monday!|"
+            "See you next week!|See you in the morning!|See you again!|I will be back.|I will come back tomorrow.|"
+            "I am off now.|I am going home.|I go to bed now.|I have to stop here.|I must go to school now.|"
+            "I have to catch a bus, bye.|It is late, good night.|Sleep well!|Take care, bye!|Have a good evening, bye!|"
+            "Have a nice day, goodbye.|That was all for today.|That is it for today, bye.|Enough for today. Bye!|"
+            "We are done. Goodbye!|Let us stop here. Bye!|So long!|Farewell!|Farewell, Tiny.|Ciao!|Au revoir!|Adieu!|"
+            "Cheerio!|My train is coming, bye!|Dinner is ready, I have to go.|Talk to you later!|Talk to you tomorrow!|"
+            "Bye, it was nice with you.|Goodbye and good luck!|Until we meet again!|Till next week!"
         ).split("|"),
         BYE,
     )
@@ -1774,7 +1824,18 @@ SMALL_TALK = (
         (
             "How are you?|How are you today?|How do you feel?|how are you|Are you well?|Is everything fine with you?|"
             "Hi, how are you?|And how are you?|Are you fine?|How is it going?|How are things?|Are you doing well?|"
-            "Is all well?|Do you feel well today?|What about you, how are you?|How has your day been?"
+            "Is all well?|Do you feel well today?|What about you, how are you?|How has your day been?|"
+            "how are you?|How are you, Tiny?|How are you, my friend?|How are you this morning?|"
+            "How are you this evening?|"
+            "How are you doing?|How are you feeling?|How are you feeling today?|Hello, how are you?|Hey, how are you?|"
+            "Good morning, how are you?|So how are you?|How is life?|How is your day?|How is everything?|"
+            "How is everything with you?|How do things go?|How goes it?|How have you been?|What's up?|Are you OK?|"
+            "Are you all right?|Are you happy?|Are you in a good mood?|Are you tired?|Did you sleep well?|"
+            "Did you have a good day?|Do you have a good day?|Is everything OK?|Is everything all right?|All good?|"
+            "Everything fine?|Everything OK with you?|Is life good to you?|Say, how do you feel?|"
+            "And you, are you well?|"
+            "I am fine, and you?|I am well. And how are you?|I feel good. How do you feel?|Are things going well?|"
+            "Is your day going well?"
         ).split("|"),
         FINE,
     )
