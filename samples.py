@@ -12,7 +12,8 @@ from tokenizer import END_OF_TEXT, Tokenizer
 
 
 def pick_samples(dataset: Dataset, paths: Sequence[Path], indices: np.ndarray, number: int = 3) -> list[list[Message]]:
-    """The first conversations among `indices` that end in an answer, read again from their files."""
+    """Of the first conversations among `indices`, those with the fewest turns that end in an answer, read again from
+    their files."""
     wanted = [tuple(source) for source in dataset.sources[indices[: 10 * number]].tolist()]
     found = {}
     for file_index, path in enumerate(paths):
@@ -25,7 +26,7 @@ def pick_samples(dataset: Dataset, paths: Sequence[Path], indices: np.ndarray, n
                     found[file_index, record] = messages
             if record == last:
                 break
-    return [found[source] for source in wanted if source in found][:number]
+    return sorted((found[source] for source in wanted if source in found), key=len)[:number]
 
 
 def generate_one(model: GPT, prompt: list[int], stop: int, max_new_tokens: int) -> list[int]:

@@ -562,8 +562,10 @@ def test_a_weight_is_what_follows_the_last_colon(tmp_path: Path, monkeypatch):
 
 
 def test_samples_are_the_chosen_conversations(tmp_path: Path, tokenizer, monkeypatch):
-    """From JSON Lines and from an array on one line; a file is not read again for every conversation without answer."""
+    """From JSON Lines and from an array on one line; those of one question come first; a file is not read again for
+    every conversation without answer."""
     records = [conversation(f"q{i}", f"a{i}") if i % 3 else {"text": f"t{i}"} for i in range(300)]
+    records[31] = {"messages": records[1]["messages"] + records[31]["messages"]}
     lines, array = write_jsonl(tmp_path / "lines.jsonl", records), write_jsonl(tmp_path / "array.json", [records])
     reads: list[Path] = []
     monkeypatch.setattr(samples, "read_raw", lambda path: reads.append(path) or read_raw(path))
@@ -571,6 +573,8 @@ def test_samples_are_the_chosen_conversations(tmp_path: Path, tokenizer, monkeyp
         examples, _ = dataset.build_dataset([path], tokenizer, "xml")
         chosen = np.array([9, 31, 30, 299, 3, 100, 1])
         shown = samples.pick_samples(examples, [path], chosen)
-        assert [messages[-1].content for messages in shown] == ["a31", "a299", "a100"]
+        assert [messages[-1].content for messages in shown] == ["a299", "a100", "a1"]
+        [shown] = samples.pick_samples(examples, [path], chosen[:2])
+        assert [messages.content for messages in shown] == ["q1", "a1", "q31", "a31"]
         assert samples.pick_samples(examples, [path], np.arange(0, 300, 3)) == []
     assert len(reads) <= 20
