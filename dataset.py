@@ -311,17 +311,19 @@ def map_in_processes(renderer: Renderer, batches: Iterable[tuple]) -> Iterator[t
     OSError where one of the processes is killed."""
     n_processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     context = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
+    pool = ProcessPoolExecutor(n_processes, context, start_worker, (renderer,))
     under_way: deque = deque()
     try:
-        with ProcessPoolExecutor(n_processes, context, start_worker, (renderer,)) as pool:
-            for batch in batches:
-                under_way.append(pool.submit(render_batch, batch))
-                if len(under_way) > 3 * n_processes:
-                    yield under_way.popleft().result()
-            while under_way:
+        for batch in batches:
+            under_way.append(pool.submit(render_batch, batch))
+            if len(under_way) > 3 * n_processes:
                 yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
     except BrokenProcessPool:
         raise OSError("one of the processes that tokenise was killed; was there too little memory?") from None
+    finally:  # cancelled, since a batch that Ctrl-C left half submitted would be waited for without end
+        pool.shutdown(cancel_futures=True)
 
 
 def start_worker(renderer: Renderer) -> None:

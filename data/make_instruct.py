@@ -2192,7 +2192,7 @@ def make_chat_questions(seen: set[str]) -> list[dict]:
 
 
 def join_to_chats(questions: Sequence[dict]) -> Iterator[dict]:
-    """Chats of these questions, in random order."""
+    """Chats of these questions, in random order; the last has what is left of them."""
     rng = random.Random("chats")
     left = rng.sample(questions, len(questions))
     while left:

@@ -216,6 +216,34 @@ def test_whoever_stops_the_run_stops_its_helpers(tmp_path: Path, number: int):
     assert all(path.suffix == ".tmp" for path in left) and (number == signal.SIGKILL or not left)
 
 
+# Ctrl-C while the ninth batch is handed over: the pool counts it already, but nobody will ever do it.
+INTERRUPTED = """
+import queue, dataset, tokenizer
+put, puts = queue.Queue.put, []
+
+def interrupted_put(self, item, *more):
+    puts.append(item)
+    if len(puts) == 9:
+        raise KeyboardInterrupt
+    put(self, item, *more)
+
+queue.Queue.put = interrupted_put
+bytes_only = tokenizer.Tokenizer({bytes([byte]): byte for byte in range(256)}, {})
+batches = (("file", number, []) for number in range(200))
+try:
+    list(dataset.map_in_processes(dataset.Renderer(bytes_only, "xml", "all", 99, "drop"), batches))
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_between_two_batches_does_not_hang():
+    """It did: the pool waited for a batch that was in its books and in no queue."""
+    place = Path(dataset.__file__).parent
+    ended = subprocess.run([sys.executable, "-c", INTERRUPTED], cwd=place, capture_output=True, timeout=60)
+    assert ended.stdout == b"interrupted\n", ended.stderr
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
 def test_a_helper_that_is_killed_ends_the_run(tmp_path: Path):
     """As where memory runs out: one line, no traceback, no half of a cache."""

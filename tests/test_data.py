@@ -294,7 +294,7 @@ def test_skills_are_balanced_by_the_stated_rule() -> None:
     records = made()[instruct.TUNING_FILE]
     counts = Counter(record["skill"] for record in records if record["skill"] != "chat")
     every_question = Counter(record["skill"] for record in tuning())
-    assert 0.08 <= every_question["unknown"] / every_question.total() <= 0.13
+    assert 0.13 <= every_question["unknown"] / every_question.total() <= 0.17
     assert counts.pop("unknown") == instruct.UNKNOWN_SHARES * instruct.PER_SKILL
     system, form = ({skill.name for skill in skills} for skills in (instruct.SYSTEM_SKILLS, instruct.FORM_SKILLS))
     assert {counts.pop(name) for name in system} == {instruct.SYSTEM_SHARES * instruct.PER_SKILL} and len(system) == 3
@@ -307,8 +307,8 @@ def test_chats_are_questions_one_after_the_other() -> None:
     """Together with the other records they hold every question once, with all that belongs to it; no system prompt."""
     chats = [record["messages"] for record in made()[instruct.TUNING_FILE] if record["skill"] == "chat"]
     singles = [record["messages"] for record in made()[instruct.TUNING_FILE] if record["skill"] != "chat"]
-    for chat in chats:
-        assert chat[0]["role"] == "user" and len(chat) >= 4
+    assert all(chat[0]["role"] == "user" for chat in chats)
+    assert [len(chat) // 2 < instruct.CHAT_LENGTH[0] for chat in chats].count(True) <= 1  # what was left at the end
     whole_chats = "\n\n".join(json.dumps(chat)[1:-1] for chat in chats)
     joined = [record["messages"] for record in tuning() if record["messages"] not in singles]
     assert all(json.dumps(messages)[1:-1] in whole_chats for messages in joined)
