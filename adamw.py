@@ -67,10 +67,9 @@ def initial_state(parameters: list[Tensor]) -> dict[Tensor, dict[str, Tensor]]:
 
 def restored_state(parameters: list[Tensor], saved: dict) -> dict[Tensor, dict[str, Tensor]]:
     try:
-        values_of = saved["state"]
-        if values_of.keys() != set(range(len(parameters))):
+        if not isinstance(saved, dict) or saved["state"].keys() != set(range(len(parameters))):
             raise TypeError("it is of other parameters")
-        state = {}
+        state, values_of = {}, saved["state"]
         for i, parameter in enumerate(parameters):
             values, whole = values_of.pop(i), parameter.shape  # not twice in memory
             check_tensors(values)

@@ -561,10 +561,10 @@ def fail(error: Exception | str) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0; 2 with one line for an error of the user's; 128 and the signal's number after a signal."""
     with StopSignals() as stop:
-        config, given = parse_arguments(argv)
-        escape_what_cannot_be_printed()
-        keep_freed_memory()
         try:
+            config, given = parse_arguments(argv)
+            escape_what_cannot_be_printed()
+            keep_freed_memory()
             with in_touch():
                 connect()
                 with first_process_first():
@@ -587,7 +587,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             to_go_on = f"to go on: {resume_command(run.folder)}"
             log("\ninterrupted; " + (to_go_on if checkpoints_in(run.folder) else "nothing was saved yet"))
             return 128 + (stop.requested or signal.SIGINT)
-    return 128 + stop.requested  # a signal came before all this, or while one of these messages was printed
+    return 128 + stop.requested  # a signal came while one of these messages was printed
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def test_a_state_of_other_shapes_is_refused():
         bad = copy.deepcopy(good)
         del bad["state"][i][name]
         refused(groups, bad)
-    for bad in ({}, {"state": []}, {"state": {0: good["state"][0]}}, [], {"state": {0: 1, 1: 2}}):
+    for bad in ({}, {"state": []}, {"state": {0: good["state"][0]}}, [], torch.zeros(2), {"state": {0: 1, 1: 2}}):
         refused(groups, bad)
 
 

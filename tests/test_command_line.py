@@ -234,24 +234,26 @@ def test_a_signal_saves_and_the_run_goes_on_bit_identical(finished, here, number
     assert same_runs(finished.folder, stopped.folder)
 
 
-@pytest.mark.parametrize("where", ["before", "during", "after"])
+@pytest.mark.parametrize("where", ["first", "before", "during", "after"])
 def test_ctrl_c_outside_the_loop(here, tmp_path, monkeypatch, capsys, where):
-    """While the base's answers are made, at a second Ctrl-C, while the tuned ones are made: 130 and no traceback, and
-    how to go on wherever there is something to go on from."""
+    """While the arguments are read, while the base's answers are made, at a second Ctrl-C, while the tuned ones are
+    made: 130 and no traceback, one line, and how to go on wherever there is something to go on from."""
     accumulate = sft.accumulate_gradients
 
     def interrupt(*args, **named):
-        if where == "before" or checkpoints_in(tmp_path):
+        if where in ("first", "before") or checkpoints_in(tmp_path):
             raise KeyboardInterrupt
         return accumulate(*args, **named) if where == "during" else [""] * 3
 
-    monkeypatch.setattr(sft, "accumulate_gradients" if where == "during" else "ask", interrupt)
+    interrupted = {"first": "parse_arguments", "during": "accumulate_gradients"}.get(where, "ask")
+    monkeypatch.setattr(sft, interrupted, interrupt)
     try:
         status = sft.main([*FLAGS, "--steps", "2", "--save-every", "1", "--out", str(tmp_path)])
     except KeyboardInterrupt:
         pytest.fail("Ctrl-C ends in a traceback")
     assert status == 130
-    assert ("--resume" in "".join(capsys.readouterr())) == (where != "before")
+    said = "".join(capsys.readouterr()).splitlines()[-1]
+    assert said.startswith("interrupted") and ("--resume" in said) == (where in ("during", "after"))
 
 
 def test_a_signal_while_the_last_line_is_printed(here, tmp_path, monkeypatch, capsys):
