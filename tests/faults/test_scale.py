@@ -24,9 +24,10 @@ WORDS = "a list of words that are as long as words are in English, and that come
 def write_conversations(path: Path, number: int) -> None:
     """About 250 bytes each, no two alike."""
     draw = random.Random(0)
+    texts = [" ".join(draw.choices(WORDS, k=draw.randrange(5, 30))) for _ in range(10_000)]
     with open(path, "w", encoding="utf-8") as file:
         for i in range(number):
-            question, answer = (" ".join(draw.choices(WORDS, k=draw.randrange(5, 30))) for _ in range(2))
+            question, answer = draw.choices(texts, k=2)
             file.write(json.dumps(conversation(f"{i} {question}?", answer)) + "\n")
 
 
