@@ -30,7 +30,7 @@ import time
 from pathlib import Path
 
 import torch
-import torch._dynamo  # every optimiser imports it
+import torch._dynamo  # as --fsdp does
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
