@@ -11,7 +11,11 @@ from chat_template import one_line
 from distributed import shard_like
 from lora import check_tensors
 
-NAMES = ("step", "exp_avg", "exp_avg_sq")  # t, m and v of the paper: updates so far, means of gradient and its square
+NAMES = (
+    "step",
+    "exp_avg",
+    "exp_avg_sq",
+)  # t, m and v of the paper: updates so far, means of gradient and its square
 
 
 class AdamW:
@@ -22,16 +26,26 @@ class AdamW:
     Raises ValueError where it is not a state of these parameters.
     """
 
-    def __init__(self, groups: list[dict], betas: tuple[float, float], eps: float, state: dict | None = None):
+    def __init__(
+        self, groups: list[dict], betas: tuple[float, float], eps: float, state: dict | None = None
+    ):
         self.param_groups, self.betas, self.eps = groups, betas, eps
-        self.parameters: list[Tensor] = [parameter for group in groups for parameter in group["params"]]
-        self.state = initial_state(self.parameters) if state is None else restored_state(self.parameters, state)
+        self.parameters: list[Tensor] = [
+            parameter for group in groups for parameter in group["params"]
+        ]
+        self.state = (
+            initial_state(self.parameters)
+            if state is None
+            else restored_state(self.parameters, state)
+        )
 
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
             parameters = group["params"]
-            steps, means, squares = ([self.state[parameter][name] for parameter in parameters] for name in NAMES)
+            steps, means, squares = (
+                [self.state[parameter][name] for parameter in parameters] for name in NAMES
+            )
             adamw(
                 parameters,
                 [parameter.grad for parameter in parameters],
@@ -60,7 +74,11 @@ class AdamW:
 
 def initial_state(parameters: list[Tensor]) -> dict[Tensor, dict[str, Tensor]]:
     def zeros(parameter: Tensor) -> list[Tensor]:
-        return [torch.zeros((), device=parameter.device), torch.zeros_like(parameter), torch.zeros_like(parameter)]
+        return [
+            torch.zeros((), device=parameter.device),
+            torch.zeros_like(parameter),
+            torch.zeros_like(parameter),
+        ]
 
     return {parameter: dict(zip(NAMES, zeros(parameter.detach()))) for parameter in parameters}
 
@@ -73,12 +91,19 @@ def restored_state(parameters: list[Tensor], saved: dict) -> dict[Tensor, dict[s
         for i, parameter in enumerate(parameters):
             values, whole = values_of.pop(i), parameter.shape  # not twice in memory
             check_tensors(values)
-            if {name: value.shape for name, value in values.items()} != dict(zip(NAMES, ((), whole, whole))):
-                raise TypeError(f"parameter {i} has another shape")  # the kernel would read beyond its end
+            if {name: value.shape for name, value in values.items()} != dict(
+                zip(NAMES, ((), whole, whole))
+            ):
+                raise TypeError(
+                    f"parameter {i} has another shape"
+                )  # the kernel would read beyond its end
             dtypes = dict(zip(NAMES, (torch.float32, parameter.dtype, parameter.dtype)))
             state[parameter] = {
-                name: shard_like(value, parameter).to(parameter.device, dtypes[name]) for name, value in values.items()
+                name: shard_like(value, parameter).to(parameter.device, dtypes[name])
+                for name, value in values.items()
             }
         return state
     except (LookupError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"the optimiser's state does not fit this model ({one_line(str(error))})") from None
+        raise ValueError(
+            f"the optimiser's state does not fit this model ({one_line(str(error))})"
+        ) from None

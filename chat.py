@@ -10,7 +10,13 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
-from chat_template import TEMPLATES, Message, escape_what_cannot_be_printed, printable, render_prompt
+from chat_template import (
+    TEMPLATES,
+    Message,
+    escape_what_cannot_be_printed,
+    printable,
+    render_prompt,
+)
 from checkpoint import load_checkpoint
 from model import GPT, check_sampling
 from samples import continue_text
@@ -20,21 +26,32 @@ from tokenizer import Tokenizer
 HELP = "/system TEXT sets the system message and starts afresh, /reset forgets the conversation, /quit ends (or Ctrl-D)"
 
 
-def fit(messages: list[Message], tokenizer: Tokenizer, template: str, room: int) -> tuple[list[Message], list[Message]]:
+def fit(
+    messages: list[Message], tokenizer: Tokenizer, template: str, room: int
+) -> tuple[list[Message], list[Message]]:
     """The conversation without its oldest turns, dropped whole, so that its prompt has at most `room` tokens; and what
     was dropped. The system message stays. Raises ValueError where the last message alone is too long."""
     system = [message for message in messages[:1] if message.role == "system"]
     turns, dropped = messages[len(system) :], []
     while (length := len(render_prompt(system + turns, tokenizer, template))) > room:
-        next_turn = next((i for i, message in enumerate(turns) if i > 0 and message.role == "user"), None)
+        next_turn = next(
+            (i for i, message in enumerate(turns) if i > 0 and message.role == "user"), None
+        )
         if next_turn is None:
-            raise ValueError(f"this message makes a prompt of {length} tokens; the context has room for {room}")
+            raise ValueError(
+                f"this message makes a prompt of {length} tokens; the context has room for {room}"
+            )
         dropped, turns = dropped + turns[:next_turn], turns[next_turn:]
     return system + turns, dropped
 
 
 def stream_answer(
-    model: GPT, tokenizer: Tokenizer, template: str, messages: list[Message], max_new_tokens: int, sampling: dict
+    model: GPT,
+    tokenizer: Tokenizer,
+    template: str,
+    messages: list[Message],
+    max_new_tokens: int,
+    sampling: dict,
 ) -> Iterator[str]:
     """The answer as it is generated, in pieces of whole characters."""
     form = TEMPLATES[template]
@@ -56,13 +73,19 @@ class Chat:
         device, _ = choose_device(Config(device=args.device))
         self.model, self.tokenizer, meta = load_checkpoint(args.checkpoint, device)
         if meta["template"] is None:
-            raise ValueError(f"{args.checkpoint} is a base model, which knows no turns; tune it first, with sft.py")
+            raise ValueError(
+                f"{args.checkpoint} is a base model, which knows no turns; tune it first, with sft.py"
+            )
         self.template, self.base = meta["template"], None
         if args.base:
             if "base" not in meta:
-                raise ValueError(f"{args.checkpoint} does not say what base it was made from; leave --base out")
+                raise ValueError(
+                    f"{args.checkpoint} does not say what base it was made from; leave --base out"
+                )
             self.base, self.base_tokenizer, _ = load_checkpoint(meta["base"]["path"], device)
-        self.sampling = dict(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed)
+        self.sampling = dict(
+            temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed
+        )
         self.max_new_tokens = min(args.max_new_tokens, self.model.config.context_length // 2)
         self.system(args.system)
 
@@ -78,12 +101,19 @@ class Chat:
         asked = [*self.messages, Message("user", text)]
         messages, dropped = fit(asked, self.tokenizer, self.template, room)
         if dropped:
-            print(f"(the context is full: the oldest {len(dropped)} messages were dropped)", file=sys.stderr)
+            print(
+                f"(the context is full: the oldest {len(dropped)} messages were dropped)",
+                file=sys.stderr,
+            )
         if self.base:
-            continuation = continue_text(self.base, self.base_tokenizer, messages, self.max_new_tokens)
+            continuation = continue_text(
+                self.base, self.base_tokenizer, messages, self.max_new_tokens
+            )
             print(f"base:  {printable(continuation, keep=chr(10))}\ntuned: ", end="", flush=True)
         answer = ""
-        pieces = stream_answer(self.model, self.tokenizer, self.template, messages, self.max_new_tokens, self.sampling)
+        pieces = stream_answer(
+            self.model, self.tokenizer, self.template, messages, self.max_new_tokens, self.sampling
+        )
         for piece in pieces:
             answer += piece
             print(printable(piece, keep="\n\t"), end="", flush=True)
@@ -108,7 +138,8 @@ def repl(chat: Chat) -> None:
         elif command == "/system":
             chat.system(rest.strip())
             print(
-                "(a new conversation, " + ("with this system message)" if rest.strip() else "without system message)")
+                "(a new conversation, "
+                + ("with this system message)" if rest.strip() else "without system message)")
             )
         elif command.startswith("/"):
             print(HELP)
@@ -126,17 +157,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("checkpoint", help="a run's folder, or a checkpoint file")
     parser.add_argument("--prompt", help="answer this and exit")
     parser.add_argument("--system", help="system message")
-    parser.add_argument("--base", action="store_true", help="show the untuned model's continuation, too")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (%(default)s)")
+    parser.add_argument(
+        "--base", action="store_true", help="show the untuned model's continuation, too"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="0 takes the likeliest token (%(default)s)"
+    )
     parser.add_argument("--top-k", type=int, help="sample from the K likeliest tokens")
-    parser.add_argument("--top-p", type=float, help="sample from the likeliest tokens that hold P of the probability")
-    parser.add_argument("--max-new-tokens", type=int, default=200, help="longest answer (%(default)s)")
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        help="sample from the likeliest tokens that hold P of the probability",
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=200, help="longest answer (%(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the sampling (%(default)s)")
     parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
     args = parser.parse_args(argv)
     escape_what_cannot_be_printed()
     if hasattr(sys.stdin, "reconfigure"):
-        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text get an error of their own, not the end
+        sys.stdin.reconfigure(
+            errors="surrogateescape"
+        )  # bytes that are no text get an error of their own, not the end
     try:
         if args.max_new_tokens < 1:
             raise ValueError(f"--max-new-tokens must be at least 1, not {args.max_new_tokens}")

@@ -39,7 +39,9 @@ class Message:
         if self.role not in (*ROLES, "text"):
             raise ValueError(f"unknown role {quoted(self.role)}; roles are {', '.join(ROLES)}")
         if not isinstance(self.content, str):
-            raise ValueError(f"the content of a {self.role} message must be text, not {type(self.content).__name__}")
+            raise ValueError(
+                f"the content of a {self.role} message must be text, not {type(self.content).__name__}"
+            )
         if self.weight not in (0, 1):
             raise ValueError(f"the weight of a message must be 0 or 1, not {quoted(self.weight)}")
 
@@ -67,7 +69,9 @@ class Template:
     stop: str
     special_tokens: tuple[str, ...]
     begin: str = ""
-    json_strings: bool = False  # content is written as the inside of a JSON string, and read back from it
+    json_strings: bool = (
+        False  # content is written as the inside of a JSON string, and read back from it
+    )
 
     def opening(self, previous: str | None, role: str) -> str:
         return self.before.get((previous, role), self.before.get(role))
@@ -81,7 +85,9 @@ class Template:
         text, an unfinished escape at the end is left out."""
         if not self.json_strings:
             return text
-        unfinished = UNFINISHED_ESCAPE.search(JSON_ESCAPE.sub(lambda match: "." * len(match[0]), text))
+        unfinished = UNFINISHED_ESCAPE.search(
+            JSON_ESCAPE.sub(lambda match: "." * len(match[0]), text)
+        )
         if partial and unfinished:
             text = text[: unfinished.start()]
         return JSON_ESCAPE.sub(lambda match: json.loads(f'"{match[0]}"'), text)
@@ -91,7 +97,12 @@ TEMPLATES: dict[str, Template] = {
     # ChatML. All markers are special tokens, so no text can forge a turn.
     "chatml": Template(
         before={role: f"<|im_start|>{role}\n" for role in ROLES},
-        after={"system": "<|im_end|>\n", "user": "<|im_end|>\n", "assistant": "\n", "tool": "<|im_end|>\n"},
+        after={
+            "system": "<|im_end|>\n",
+            "user": "<|im_end|>\n",
+            "assistant": "\n",
+            "tool": "<|im_end|>\n",
+        },
         stop="<|im_end|>",
         special_tokens=("<|im_start|>", "<|im_end|>"),
     ),
@@ -105,7 +116,9 @@ TEMPLATES: dict[str, Template] = {
             "assistant": " [/INST] ",
             ("system", "user"): "",
             ("system", "tool"): "",
-            **{(earlier, later): "\n" for earlier in ("user", "tool") for later in ("user", "tool")},
+            **{
+                (earlier, later): "\n" for earlier in ("user", "tool") for later in ("user", "tool")
+            },
             (None, "assistant"): "<s>[INST]  [/INST] ",
             ("assistant", "assistant"): "<s>[INST]  [/INST] ",
         },
@@ -197,13 +210,17 @@ def render(
         raise ValueError(f"train_on must be one of {', '.join(TRAIN_ON)}, not {train_on!r}")
     form = TEMPLATES[template]
     rendering = Rendering(tokenizer, form.special_tokens)
-    rendering.add_markup(form.begin, supervised=train_on == "all" and any(message.weight for message in messages))
+    rendering.add_markup(
+        form.begin, supervised=train_on == "all" and any(message.weight for message in messages)
+    )
     last = max((i for i, message in enumerate(messages) if message.role == "assistant"), default=-1)
     previous = None
     for i, message in enumerate(messages):
         is_answer = message.role == "assistant"
         around = bool(message.weight) and train_on == "all"  # headers and closings
-        inside = bool(message.weight) and (train_on == "all" or (is_answer and (train_on == "assistant" or i == last)))
+        inside = bool(message.weight) and (
+            train_on == "all" or (is_answer and (train_on == "assistant" or i == last))
+        )
         rendering.add_markup(form.opening(previous, message.role), around)
         rendering.add_content(form.write(message.content), inside)
         if is_answer:
@@ -211,7 +228,9 @@ def render(
         rendering.add_markup(form.after[message.role], around)
         previous = message.role
     if train_on == "all":
-        rendering.loss_mask[0] = 0  # nothing stands before the first token, from which it could be predicted
+        rendering.loss_mask[0] = (
+            0  # nothing stands before the first token, from which it could be predicted
+        )
     return rendering.ids, rendering.loss_mask
 
 
@@ -220,7 +239,9 @@ def render_prompt(messages: Sequence[Message], tokenizer, template: str = "chatm
     ids, _ = render(messages, tokenizer, template)
     form = TEMPLATES[template]
     opening = Rendering(tokenizer, form.special_tokens)
-    opening.add_markup(form.opening(messages[-1].role if messages else None, "assistant"), supervised=False)
+    opening.add_markup(
+        form.opening(messages[-1].role if messages else None, "assistant"), supervised=False
+    )
     return ids + opening.ids
 
 
@@ -252,7 +273,9 @@ ACCEPTED = (
 def form_of(record: dict) -> tuple[str, ...]:
     """The keys of the first form that the record has. Raises ValueError where it has none."""
     if not isinstance(record, dict):
-        raise ValueError(f"a record must be a JSON object, not {type(record).__name__}; accepted: {ACCEPTED}")
+        raise ValueError(
+            f"a record must be a JSON object, not {type(record).__name__}; accepted: {ACCEPTED}"
+        )
     for form in FORMS:
         if all(key in record for key in form):
             return form
@@ -275,12 +298,18 @@ def read_record(record: dict) -> list[Message]:
     messages = read_any_form(record)
     for i, message in enumerate(messages):
         if message.role == "system" and i > 0:
-            another = "two system messages" if messages[0].role == "system" else "a system message after another turn"
+            another = (
+                "two system messages"
+                if messages[0].role == "system"
+                else "a system message after another turn"
+            )
             raise ValueError(f"{another}: a conversation has at most one, at its start")
         try:
             message.content.encode("utf-8")
         except UnicodeEncodeError:
-            raise ValueError(f"the {message.role} message holds a lone surrogate, which is not Unicode text") from None
+            raise ValueError(
+                f"the {message.role} message holds a lone surrogate, which is not Unicode text"
+            ) from None
     if not any(message.role in ("assistant", "text") for message in messages):
         raise ValueError("a conversation without an assistant turn: there is nothing to learn from")
     return messages
@@ -293,11 +322,20 @@ def read_any_form(record: dict) -> list[Message]:
     if form == ("messages",):
         turns = [read_turn(turn, "role", "content", None) for turn in list_of(record, "messages")]
     elif form == ("conversations",):
-        turns = [read_turn(turn, "from", "value", SHAREGPT_ROLES) for turn in list_of(record, "conversations")]
+        turns = [
+            read_turn(turn, "from", "value", SHAREGPT_ROLES)
+            for turn in list_of(record, "conversations")
+        ]
     else:
         question, answer = form
-        parts = [text_of(record[question]), optional_text(record, "input") if question == "instruction" else ""]
-        turns = [Message("user", "\n\n".join(filter(None, parts))), Message("assistant", text_of(record[answer]))]
+        parts = [
+            text_of(record[question]),
+            optional_text(record, "input") if question == "instruction" else "",
+        ]
+        turns = [
+            Message("user", "\n\n".join(filter(None, parts))),
+            Message("assistant", text_of(record[answer])),
+        ]
     system = optional_text(record, "system")
     return [Message("system", system), *turns] if system else turns
 
@@ -312,7 +350,9 @@ def list_of(record: dict, key: str) -> list:
     return record[key]
 
 
-def read_turn(turn: dict, role_key: str, content_key: str, role_names: dict[str, str] | None) -> Message:
+def read_turn(
+    turn: dict, role_key: str, content_key: str, role_names: dict[str, str] | None
+) -> Message:
     if not isinstance(turn, dict) or role_key not in turn or content_key not in turn:
         found = one_line(", ".join(turn)) if isinstance(turn, dict) else type(turn).__name__
         raise ValueError(f'a message needs "{role_key}" and "{content_key}" (found {found})')
@@ -331,7 +371,9 @@ def text_of(content: object) -> str:
     if isinstance(content, list):
         if all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
             return "".join(part["text"] for part in content)
-        raise ValueError('content given as a list must hold text parts, {"type": "text", "text": "..."}')
+        raise ValueError(
+            'content given as a list must hold text parts, {"type": "text", "text": "..."}'
+        )
     if not isinstance(content, str):
         raise ValueError(f"content must be text, not {type(content).__name__}")
     return content
@@ -358,7 +400,11 @@ def read_raw(path: str | Path) -> Iterator[tuple[int, object]]:
 
 def parse_raw(path: str | Path, number: int, raw: object) -> object:
     """The record in what `read_raw` gives. Raises as `read_raw`."""
-    return parse_json(path, number, decode_utf8(path, number, raw).strip()) if isinstance(raw, bytes) else raw
+    return (
+        parse_json(path, number, decode_utf8(path, number, raw).strip())
+        if isinstance(raw, bytes)
+        else raw
+    )
 
 
 def read_array(path: str | Path, data: bytes) -> Iterator[tuple[int, object]]:
@@ -378,7 +424,9 @@ def read_array(path: str | Path, data: bytes) -> Iterator[tuple[int, object]]:
             end = separator.match(text, end + 1).end()
             if text.startswith("]", end):
                 number += text.count("\n", counted_to, end)
-                raise ValueError(f"{path}:{number}: not valid JSON: a comma before the end of the array")
+                raise ValueError(
+                    f"{path}:{number}: not valid JSON: a comma before the end of the array"
+                )
         elif not text.startswith("]", end):
             number += text.count("\n", counted_to, end)
             raise ValueError(f"{path}:{number}: not valid JSON: expected , or ] after a record")
@@ -391,7 +439,10 @@ def decode_utf8(path: str | Path, number: int, data: bytes) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        number, column = number + data.count(b"\n", 0, error.start), error.start - 1 - data.rfind(b"\n", 0, error.start)
+        number, column = (
+            number + data.count(b"\n", 0, error.start),
+            error.start - 1 - data.rfind(b"\n", 0, error.start),
+        )
         raise ValueError(f"{path}:{number}: not valid UTF-8 (byte {column} of the line)") from None
 
 
@@ -399,8 +450,12 @@ def parse_json(path: str | Path, number: int, text: str, parse=json.loads):
     try:
         return parse(text)
     except json.JSONDecodeError as error:
-        line = max(number, error.lineno)  # of a single line, lineno is 1; of a whole file, it counts from the top
-        raise ValueError(f"{path}:{line}: not valid JSON: {error.msg} (column {error.colno})") from None
+        line = max(
+            number, error.lineno
+        )  # of a single line, lineno is 1; of a whole file, it counts from the top
+        raise ValueError(
+            f"{path}:{line}: not valid JSON: {error.msg} (column {error.colno})"
+        ) from None
     except RecursionError:
         raise ValueError(f"{path}:{number}: not valid JSON: nested too deeply") from None
     except ValueError as error:  # a number of many thousand digits
@@ -427,7 +482,9 @@ def read_conversations(path: str | Path) -> Iterator[tuple[int, dict, list[Messa
 
 def printable(text: str, keep: str = "") -> str:
     """Text for the screen: unprintable characters are escaped (but for `keep`), so that data drives no terminal."""
-    return "".join(char if char.isprintable() or char in keep else repr(char)[1:-1] for char in text)
+    return "".join(
+        char if char.isprintable() or char in keep else repr(char)[1:-1] for char in text
+    )
 
 
 def one_line(text: str, width: int = 160) -> str:
@@ -454,19 +511,27 @@ def show_mask(ids: Sequence[int], loss_mask: Sequence[int], tokenizer, colour: b
         token = tokenizer.decode_bytes([token_id]).decode("utf-8", errors="backslashreplace")
         ending = plain if colour or is_supervised else ""
         line_end = "\n" if token.endswith("\n") else "|"
-        shown.append(f"{supervised if is_supervised else context}{printable(token)}{ending}{line_end}")
+        shown.append(
+            f"{supervised if is_supervised else context}{printable(token)}{ending}{line_end}"
+        )
     return "".join(shown)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     from sft import load_checkpoint  # only this command needs a tokenizer from a checkpoint
 
-    parser = argparse.ArgumentParser(description="Show conversations token by token, supervised tokens in green.")
+    parser = argparse.ArgumentParser(
+        description="Show conversations token by token, supervised tokens in green."
+    )
     parser.add_argument("data", help="JSON Lines or JSON array of conversations")
     parser.add_argument("--template", choices=TEMPLATES, default="chatml")
     parser.add_argument("--train-on", choices=TRAIN_ON, default="assistant")
-    parser.add_argument("--init", default="data/base.pt", help="checkpoint whose tokenizer is used (%(default)s)")
-    parser.add_argument("--number", type=int, default=3, help="how many conversations to show (%(default)s)")
+    parser.add_argument(
+        "--init", default="data/base.pt", help="checkpoint whose tokenizer is used (%(default)s)"
+    )
+    parser.add_argument(
+        "--number", type=int, default=3, help="how many conversations to show (%(default)s)"
+    )
     args = parser.parse_args(argv)
     escape_what_cannot_be_printed()
     try:
@@ -478,7 +543,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line, _, messages in conversations:
             ids, loss_mask = render(messages, tokenizer, args.template, args.train_on)
             print(f"{printable(args.data)}:{line}: {len(ids)} tokens, {sum(loss_mask)} supervised")
-            print(show_mask(ids, loss_mask, tokenizer, colour=not os.environ.get("NO_COLOR")) + "\n")
+            print(
+                show_mask(ids, loss_mask, tokenizer, colour=not os.environ.get("NO_COLOR")) + "\n"
+            )
     except (OSError, ValueError) as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2

@@ -59,7 +59,9 @@ def save_checkpoint(path: Path, content: dict) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of an OSError
-        reason = getattr(error if isinstance(error, OSError) else error.__context__, "strerror", None)
+        reason = getattr(
+            error if isinstance(error, OSError) else error.__context__, "strerror", None
+        )
         raise OSError(f"{path}: could not be written ({reason or error})") from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -77,14 +79,28 @@ def sync_folder(folder: Path) -> None:
 class LogFile:
     """log.csv, a row a step. A resumed run first drops the rows of the steps that it does again."""
 
-    COLUMNS = ("step", "epoch", "loss", "learning_rate", "gradient_norm", "supervised_tokens", "val_loss")
+    COLUMNS = (
+        "step",
+        "epoch",
+        "loss",
+        "learning_rate",
+        "gradient_norm",
+        "supervised_tokens",
+        "val_loss",
+    )
 
     def __init__(self, path: Path, first_step: int):
         rows = []
         if first_step > 1 and path.is_file():
             with open(path, newline="", errors="replace") as file:
-                lines = (line.replace("\0", "") for line in file)  # what a power cut leaves, and csv refuses
-                whole = (row for row in csv.reader(lines) if len(row) == len(self.COLUMNS) and row[0].isdecimal())
+                lines = (
+                    line.replace("\0", "") for line in file
+                )  # what a power cut leaves, and csv refuses
+                whole = (
+                    row
+                    for row in csv.reader(lines)
+                    if len(row) == len(self.COLUMNS) and row[0].isdecimal()
+                )
                 rows = [row for row in whole if int(row[0]) < first_step]
         temporary = path.with_suffix(".tmp")
         with open(temporary, "w", newline="") as self.file:
@@ -136,11 +152,17 @@ def open_folder(out: str | None, name: str, overwrite: bool, init: str) -> Path:
     if rank() != 0:
         return Path(out or "out")
     folder = Path(out) if out else make_numbered_folder(f"out/{name}")
-    earlier = [path for pattern in ("checkpoint-*", "log.*", "loss.png") for path in folder.glob(pattern)]
+    earlier = [
+        path for pattern in ("checkpoint-*", "log.*", "loss.png") for path in folder.glob(pattern)
+    ]
     if earlier and not overwrite:
-        raise ValueError(f"{folder} holds a run: --resume {folder} goes on with it, --overwrite replaces it")
+        raise ValueError(
+            f"{folder} holds a run: --resume {folder} goes on with it, --overwrite replaces it"
+        )
     if earlier and (find_gpt2(init) or find_file(init)).resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"--overwrite would remove {init}, which this run starts from; choose another --out")
+        raise ValueError(
+            f"--overwrite would remove {init}, which this run starts from; choose another --out"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder):
         for path in earlier:
@@ -225,9 +247,14 @@ def read_checkpoint(path: str | Path) -> dict:
             break
         if path.is_dir():
             damaged = printable(str(file))
-            print(f"{damaged}: damaged (its checksum does not match), trying the one before", file=sys.stderr)
+            print(
+                f"{damaged}: damaged (its checksum does not match), trying the one before",
+                file=sys.stderr,
+            )
     else:
-        raise ValueError(f"{path}: no whole checkpoint here; give a checkpoint, or the folder of a run of sft.py")
+        raise ValueError(
+            f"{path}: no whole checkpoint here; give a checkpoint, or the folder of a run of sft.py"
+        )
     try:
         with zipfile.ZipFile(file) as parts:
             if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
@@ -272,7 +299,9 @@ def restore(saved: dict, dropout: float = 0.0, depth: int = 0) -> tuple[GPT, Tok
             model = build_model(saved["config"], saved["model"], dropout)
         tokenizer = Tokenizer.from_state(saved["tokenizer"])
         if tokenizer.n_vocab > model.config.n_vocab:
-            raise ValueError(f"{tokenizer.n_vocab} tokens, of which the model knows {model.config.n_vocab}")
+            raise ValueError(
+                f"{tokenizer.n_vocab} tokens, of which the model knows {model.config.n_vocab}"
+            )
         if saved["template"] is not None:
             tokenizer.special(TEMPLATES[saved["template"]].stop)
     except ValueError as error:
@@ -280,7 +309,11 @@ def restore(saved: dict, dropout: float = 0.0, depth: int = 0) -> tuple[GPT, Tok
     except (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
         reason = one_line(str(error).partition("\n")[0]) or type(error).__name__
         raise ValueError(f"{saved['file']}: not a checkpoint of sft.py ({reason})") from error
-    meta = {name: value for name, value in saved.items() if name not in ("model", "adapter", "tokenizer")}
+    meta = {
+        name: value
+        for name, value in saved.items()
+        if name not in ("model", "adapter", "tokenizer")
+    }
     return model, tokenizer, meta
 
 

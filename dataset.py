@@ -43,7 +43,9 @@ from tokenizer import Tokenizer
 IGNORED = -100  # the target of a position that is not supervised
 COLUMNS = {"ids": np.int32, "loss_mask": np.uint8, "offsets": np.int64, "sources": np.int64}
 BATCH = 2**18  # bytes of a file that are rendered at a time
-LARGE = 2**23  # bytes of a data set's files from which on it is rendered by all cores and kept on disk
+LARGE = (
+    2**23
+)  # bytes of a data set's files from which on it is rendered by all cores and kept on disk
 KEPT = 6  # how many data sets stay in the cache, those that were used last
 
 
@@ -52,7 +54,9 @@ class Dataset:
     """Conversations as flat arrays; conversation i is `[offsets[i]:offsets[i + 1]]`."""
 
     ids: np.ndarray  # (total tokens,) int32
-    loss_mask: np.ndarray  # (total tokens,) uint8, 1 where the token is supervised; never on a first token
+    loss_mask: (
+        np.ndarray
+    )  # (total tokens,) uint8, 1 where the token is supervised; never on a first token
     offsets: np.ndarray  # (conversations + 1,) int64
     sources: np.ndarray  # (conversations, 2) int64: which file, which of its records
 
@@ -67,9 +71,13 @@ class Dataset:
     def n_supervised(self) -> np.ndarray:
         """Supervised tokens of each conversation."""
         counts = np.empty(len(self), np.int64)
-        for start in range(0, len(self), 2**14):  # a sum over all tokens at once would need 8 bytes for each
+        for start in range(
+            0, len(self), 2**14
+        ):  # a sum over all tokens at once would need 8 bytes for each
             offsets = self.offsets[start : start + 2**14 + 1]
-            sums = np.concatenate([[0], self.loss_mask[offsets[0] : offsets[-1]].cumsum(dtype=np.int64)])
+            sums = np.concatenate(
+                [[0], self.loss_mask[offsets[0] : offsets[-1]].cumsum(dtype=np.int64)]
+            )
             counts[start : start + 2**14] = np.diff(sums[offsets - offsets[0]])
         return counts
 
@@ -90,7 +98,9 @@ class Dataset:
 class Count:
     """What became of the records of a file."""
 
-    conversations: Counter = field(default_factory=Counter)  # read, kept, drop and truncate (over-long), unsupervised
+    conversations: Counter = field(
+        default_factory=Counter
+    )  # read, kept, drop and truncate (over-long), unsupervised
     unused: Counter = field(default_factory=Counter)  # keys of records that nobody looks at
     shortest: int | None = None  # tokens of the shortest conversation
 
@@ -110,14 +120,24 @@ class Renderer:
     max_length: int
     overlong: str
 
-    def __call__(self, path: Path, first: int, raws: list[tuple[int, object]]) -> tuple[dict[str, np.ndarray], Count]:
+    def __call__(
+        self, path: Path, first: int, raws: list[tuple[int, object]]
+    ) -> tuple[dict[str, np.ndarray], Count]:
         """Some successive records of a file, of which the first is number `first`: their columns and count. "offsets"
         are those of the conversations' ends, from 0 on; "sources" the numbers of the records that were kept."""
-        ids, loss_mask, ends, records, count = array("i"), array("B"), array("q"), array("q"), Count()
+        ids, loss_mask, ends, records, count = (
+            array("i"),
+            array("B"),
+            array("q"),
+            array("q"),
+            Count(),
+        )
         of = count.conversations
         for place, (number, raw) in enumerate(raws, first):
             record, messages = read_conversation(path, number, raw)
-            example_ids, example_mask = render(messages, self.tokenizer, self.template, self.train_on)
+            example_ids, example_mask = render(
+                messages, self.tokenizer, self.template, self.train_on
+            )
             of.update(read=1, bytes=len(raw) if isinstance(raw, bytes) else 0)
             count.unused.update(unused_keys(record))
             count.shortest = min(count.shortest or len(example_ids), len(example_ids))
@@ -125,8 +145,13 @@ class Renderer:
                 of[self.overlong] += 1
                 if self.overlong == "drop":
                     continue
-            example_ids, example_mask = example_ids[: self.max_length], example_mask[: self.max_length]
-            example_mask[0] = 0  # nothing stands before the first token from which it could be predicted
+            example_ids, example_mask = (
+                example_ids[: self.max_length],
+                example_mask[: self.max_length],
+            )
+            example_mask[0] = (
+                0  # nothing stands before the first token from which it could be predicted
+            )
             if not any(example_mask):
                 of["unsupervised"] += 1
                 continue
@@ -160,8 +185,12 @@ def build_dataset(
     else:
         buffers = {name: io.BytesIO() for name in COLUMNS}
         counts = render_files(paths, renderer, buffers, map_here)
-        dataset = dataset_of(np.frombuffer(buffers[name].getbuffer(), dtype) for name, dtype in COLUMNS.items())
-    return dataset, [line for path, count in zip(paths, counts) for line in describe(path, count, max_length)]
+        dataset = dataset_of(
+            np.frombuffer(buffers[name].getbuffer(), dtype) for name, dtype in COLUMNS.items()
+        )
+    return dataset, [
+        line for path, count in zip(paths, counts) for line in describe(path, count, max_length)
+    ]
 
 
 def dataset_of(columns: Iterable[np.ndarray]) -> Dataset:
@@ -183,7 +212,9 @@ def render_files(
         count, size, started = Count(), path.stat().st_size, time.monotonic()
         for part, part_count in map_batches(renderer, batches_of(path)):
             part["offsets"] = part["offsets"] + n_tokens
-            part["sources"] = np.stack([np.full_like(part["sources"], file_index), part["sources"]], axis=1)
+            part["sources"] = np.stack(
+                [np.full_like(part["sources"], file_index), part["sources"]], axis=1
+            )
             for name, values in part.items():
                 columns[name].write(values.tobytes())
             n_tokens += len(part["ids"])
@@ -197,7 +228,11 @@ def render_files(
 
 def progress(path: Path, count: Count, size: int, seconds: float) -> str:
     share = count.conversations["bytes"] / size if size else 0.0  # of an array, nobody knows
-    left = f", {share:.0%}, {seconds / share - seconds:.0f} s left" if 0 < share < 1 else f", in {seconds:.0f} s"
+    left = (
+        f", {share:.0%}, {seconds / share - seconds:.0f} s left"
+        if 0 < share < 1
+        else f", in {seconds:.0f} s"
+    )
     return f"{path}: {count.conversations['read']:,} conversations tokenised{left}"
 
 
@@ -214,7 +249,9 @@ def batches_of(path: Path) -> Iterator[tuple[Path, int, list[tuple[int, object]]
         yield path, first, batch
 
 
-def map_here(renderer: Renderer, batches: Iterable[tuple]) -> Iterator[tuple[dict[str, np.ndarray], Count]]:
+def map_here(
+    renderer: Renderer, batches: Iterable[tuple]
+) -> Iterator[tuple[dict[str, np.ndarray], Count]]:
     return itertools.starmap(renderer, batches)
 
 
@@ -235,7 +272,10 @@ def describe(path: Path, count: Count, max_length: int) -> list[str]:
     share = 100 * of["supervised"] / of["tokens"]
     kept = f"{of['kept']:,} conversations, {of['tokens']:,} tokens, {of['supervised']:,} supervised"
     over = f"longer than {max_length} tokens: {of['drop']:,} dropped, {of['truncate']:,} truncated"
-    lines = [f"{path}: {kept} ({share:.0f} %)", f"{over}; nothing supervised: {of['unsupervised']:,} dropped"]
+    lines = [
+        f"{path}: {kept} ({share:.0f} %)",
+        f"{over}; nothing supervised: {of['unsupervised']:,} dropped",
+    ]
     if count.unused:
         unused = ", ".join(f"{key!r} ({n:,})" for key, n in sorted(count.unused.items()))
         lines += ["keys not used: " + one_line(unused)]
@@ -258,13 +298,17 @@ def cached_dataset(
             except (OSError, ValueError, LookupError, TypeError, AttributeError):
                 log(f"cache     {folder} is damaged; the files are tokenised again")
                 shutil.rmtree(folder)
-        for leftover in cache.glob("*.tmp"):  # of a process that was killed, as nobody else is at work now
+        for leftover in cache.glob(
+            "*.tmp"
+        ):  # of a process that was killed, as nobody else is at work now
             shutil.rmtree(leftover)
         temporary = folder.with_suffix(".tmp")
         temporary.mkdir()
         try:
             with contextlib.ExitStack() as stack:
-                columns = {name: stack.enter_context(open(temporary / name, "wb")) for name in COLUMNS}
+                columns = {
+                    name: stack.enter_context(open(temporary / name, "wb")) for name in COLUMNS
+                }
                 counts = render_files(paths, renderer, columns, map_in_processes, show)
             dataset = map_columns(temporary)
             about = {"digest": dataset.digest, "counts": [vars(count) for count in counts]}
@@ -272,17 +316,26 @@ def cached_dataset(
             temporary.rename(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        used = [path.parent for path in cache.glob("*/about.json") if re.fullmatch("[0-9a-f]{32}", path.parent.name)]
+        used = [
+            path.parent
+            for path in cache.glob("*/about.json")
+            if re.fullmatch("[0-9a-f]{32}", path.parent.name)
+        ]
         for other in sorted(used, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT:]:
             shutil.rmtree(other)  # who has mapped it into memory still has it
-    log(f"cache     {folder}: {sum(path.stat().st_size for path in folder.iterdir()) / 1e6:,.0f} MB, for the next time")
+    log(
+        f"cache     {folder}: {sum(path.stat().st_size for path in folder.iterdir()) / 1e6:,.0f} MB, for the next time"
+    )
     return dataset, counts
 
 
 def open_cached(folder: Path) -> tuple[Dataset, list[Count]]:
     """Raises one of many errors where something in the folder is not as it was written."""
     about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-    counts = [Count(Counter(c["conversations"]), Counter(c["unused"]), c["shortest"]) for c in about["counts"]]
+    counts = [
+        Count(Counter(c["conversations"]), Counter(c["unused"]), c["shortest"])
+        for c in about["counts"]
+    ]
     dataset = map_columns(folder)
     if dataset.digest != about["digest"]:
         raise ValueError("damaged")
@@ -291,7 +344,9 @@ def open_cached(folder: Path) -> tuple[Dataset, list[Count]]:
 
 
 def map_columns(folder: Path) -> Dataset:
-    return dataset_of(np.asarray(np.memmap(folder / name, dtype, mode="r")) for name, dtype in COLUMNS.items())
+    return dataset_of(
+        np.asarray(np.memmap(folder / name, dtype, mode="r")) for name, dtype in COLUMNS.items()
+    )
 
 
 def cache_key(paths: Sequence[Path], renderer: Renderer) -> str:
@@ -306,10 +361,14 @@ def cache_key(paths: Sequence[Path], renderer: Renderer) -> str:
     return digest.hexdigest()[:32]
 
 
-def map_in_processes(renderer: Renderer, batches: Iterable[tuple]) -> Iterator[tuple[dict[str, np.ndarray], Count]]:
+def map_in_processes(
+    renderer: Renderer, batches: Iterable[tuple]
+) -> Iterator[tuple[dict[str, np.ndarray], Count]]:
     """`map_here` on all cores. Only a few batches are under way, so that memory does not grow with the file. Raises
     OSError where one of the processes is killed."""
-    n_processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    n_processes = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     context = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
     pool = ProcessPoolExecutor(n_processes, context, start_worker, (renderer,))
     under_way: deque = deque()
@@ -321,7 +380,9 @@ def map_in_processes(renderer: Renderer, batches: Iterable[tuple]) -> Iterator[t
         while under_way:
             yield under_way.popleft().result()
     except BrokenProcessPool:
-        raise OSError("one of the processes that tokenise was killed; was there too little memory?") from None
+        raise OSError(
+            "one of the processes that tokenise was killed; was there too little memory?"
+        ) from None
     finally:  # cancelled, since a batch that Ctrl-C left half submitted would be waited for without end
         pool.shutdown(cancel_futures=True)
 
@@ -342,7 +403,9 @@ def render_batch(batch: tuple) -> tuple[dict[str, np.ndarray], Count]:
 # From conversations to batches
 
 
-def epoch_order(pools: Sequence[np.ndarray], weights: Sequence[float], seed: int, epoch: int) -> np.ndarray:
+def epoch_order(
+    pools: Sequence[np.ndarray], weights: Sequence[float], seed: int, epoch: int
+) -> np.ndarray:
     """The conversations of an epoch in random order. Each file's pool is seen `weight` times, its fraction redrawn."""
     random = np.random.default_rng([seed, epoch])
     drawn = []
@@ -369,7 +432,9 @@ def cut_steps(order: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> list
         starts.append(start)
 
 
-def cut_micro_batches(indices: np.ndarray, lengths: np.ndarray, micro_batch_tokens: int) -> list[np.ndarray]:
+def cut_micro_batches(
+    indices: np.ndarray, lengths: np.ndarray, micro_batch_tokens: int
+) -> list[np.ndarray]:
     """Sort a step's conversations by length, and cut where the padded rectangle would be over the limit."""
     if not len(indices):
         return []
@@ -381,7 +446,9 @@ def cut_micro_batches(indices: np.ndarray, lengths: np.ndarray, micro_batch_toke
     return np.split(indices, starts[1:])
 
 
-def micro_batches_of(indices: np.ndarray, dataset: Dataset, micro_batch_tokens: int) -> list[np.ndarray]:
+def micro_batches_of(
+    indices: np.ndarray, dataset: Dataset, micro_batch_tokens: int
+) -> list[np.ndarray]:
     """This process's share of a step's conversations, in micro-batches: as many as every other process has, the last
     ones empty where need be, since processes that shard a model have to compute it together."""
     shares = (indices[process :: world_size()] for process in range(world_size()))
@@ -390,14 +457,20 @@ def micro_batches_of(indices: np.ndarray, dataset: Dataset, micro_batch_tokens: 
     return mine + [indices[:0]] * (max(map(len, cuts)) - len(mine))
 
 
-def collate(dataset: Dataset, indices: np.ndarray, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def collate(
+    dataset: Dataset, indices: np.ndarray, device: str = "cpu"
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A micro-batch as tensors: `ids` (B, T), right-padded; `real` (N,) and `at` (n,), flat indices into B*T of the
     tokens that are not padding and of those that have a target; `targets` (n,). Of no conversation: one token that
     nobody learns from."""
     if not len(indices):
-        return tuple(torch.zeros(shape, dtype=torch.long, device=device) for shape in ((1, 1), 1, 0, 0))
+        return tuple(
+            torch.zeros(shape, dtype=torch.long, device=device) for shape in ((1, 1), 1, 0, 0)
+        )
     lengths = dataset.lengths[indices]
-    is_real = np.arange(lengths.max()) < lengths[:, None]  # (B, T): padding is known by its place, never by its id
+    is_real = (
+        np.arange(lengths.max()) < lengths[:, None]
+    )  # (B, T): padding is known by its place, never by its id
     spans = [slice(dataset.offsets[i], dataset.offsets[i + 1]) for i in indices]
     ids, supervised = np.zeros(is_real.shape, np.int64), np.zeros(is_real.shape, bool)
     ids[is_real] = np.concatenate([dataset.ids[span] for span in spans])
@@ -429,7 +502,9 @@ class Data:
 
     def epoch_steps(self, seed: int, batch_tokens: int, epoch: int) -> list[np.ndarray]:
         """The conversations of each step of an epoch."""
-        return cut_steps(epoch_order(self.pools, self.weights, seed, epoch), self.train_set.lengths, batch_tokens)
+        return cut_steps(
+            epoch_order(self.pools, self.weights, seed, epoch), self.train_set.lengths, batch_tokens
+        )
 
     def steps(self, seed: int, batch_tokens: int) -> Iterator[tuple[int, np.ndarray]]:
         """(epoch, conversations) of step 1, 2, ..., without end."""
@@ -455,7 +530,9 @@ def split_weight(argument: str) -> tuple[Path, float]:
     return find_file(name), value
 
 
-def prepare_data(files: Sequence[str], val_files: Sequence[str], build: Callable, seed: int) -> Data:
+def prepare_data(
+    files: Sequence[str], val_files: Sequence[str], build: Callable, seed: int
+) -> Data:
     """Read and render the files, hold some conversations out, and say what there is. `build` is `build_dataset` with
     all but its first argument."""
     paths, weights = zip(*map(split_weight, files))
@@ -473,12 +550,18 @@ def prepare_data(files: Sequence[str], val_files: Sequence[str], build: Callable
         val_indices = shuffled[: min(len(train_set) // 20, 200)].copy()
         is_held_out[val_indices] = True
         log(f"held out  {len(val_indices)} of these conversations (5 %, at most 200; seed {seed})")
-    pools = [np.flatnonzero((train_set.sources[:, 0] == i) & ~is_held_out) for i in range(len(paths))]
+    pools = [
+        np.flatnonzero((train_set.sources[:, 0] == i) & ~is_held_out) for i in range(len(paths))
+    ]
     if len(paths) > 1:
         tokens = [weight * train_set.lengths[pool].sum() for weight, pool in zip(weights, pools)]
-        shares = [f"{path.name} {100 * part / sum(tokens):.1f} %" for path, part in zip(paths, tokens)]
+        shares = [
+            f"{path.name} {100 * part / sum(tokens):.1f} %" for path, part in zip(paths, tokens)
+        ]
         log("mixture   " + ", ".join(shares) + " of an epoch's tokens")
     for path, pool, weight in zip(paths, pools, weights):
         if not len(epoch_order([pool], [weight], seed, 0)):
-            raise ValueError(f"{path}: nothing is left of its {len(pool)} conversations at a weight of {weight:g}")
+            raise ValueError(
+                f"{path}: nothing is left of its {len(pool)} conversations at a weight of {weight:g}"
+            )
     return Data(train_set, pools, weights, val_set, val_paths, val_indices)

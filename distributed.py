@@ -25,7 +25,9 @@ from chat_template import printable
 from model import GPT
 
 BUCKET = 2**23  # numbers in a message: 32 MB of float32
-TIMEOUT = datetime.timedelta(hours=2)  # how long the others wait while one tokenises or saves; a death ends it at once
+TIMEOUT = datetime.timedelta(
+    hours=2
+)  # how long the others wait while one tokenises or saves; a death ends it at once
 
 
 def rank() -> int:
@@ -39,7 +41,9 @@ def world_size() -> int:
 def connect() -> None:
     """Meet the other processes, if there are any: numbers on the CPU travel with gloo, those on GPUs with NCCL."""
     if world_size() > 1 and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT
+        )
 
 
 def wait_for_all() -> None:
@@ -67,7 +71,9 @@ def in_touch() -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             message = "another process of this run has ended; its own message says why"
-            raise ConnectionError(f"{message} ({type(error).__name__} in process {rank()})") from error
+            raise ConnectionError(
+                f"{message} ({type(error).__name__} in process {rank()})"
+            ) from error
         raise
 
 
@@ -155,7 +161,9 @@ def sum_gradients(parameters: Sequence[Tensor]) -> None:
         if number == len(parameters) or sum(gradient.numel() for gradient in bucket) >= BUCKET:
             flat = torch.cat([gradient.flatten() for gradient in bucket])
             dist.all_reduce(flat)
-            for gradient, summed in zip(bucket, flat.split([gradient.numel() for gradient in bucket])):
+            for gradient, summed in zip(
+                bucket, flat.split([gradient.numel() for gradient in bucket])
+            ):
                 gradient.copy_(summed.view_as(gradient))
             bucket = []
 
@@ -169,7 +177,9 @@ def shard(model: GPT, device: str) -> None:
     The loss is divided by the tokens of all processes before the backward pass, so gradients are to be added up. The
     default is their mean, which on gloo has come out as a sum (https://github.com/pytorch/pytorch/issues/162338); so
     a sum is what is asked for."""
-    from torch.distributed.device_mesh import init_device_mesh  # here, because they take most of a second
+    from torch.distributed.device_mesh import (
+        init_device_mesh,
+    )  # here, because they take most of a second
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device, (world_size(),))
@@ -196,7 +206,9 @@ def gather(value: object) -> object:
         return [gather(item) for item in value]
     if is_sharded(value):
         whole = unsharded(value)
-        return whole.cpu() if rank() == 0 else None  # one tensor at a time: nobody else has room for the model
+        return (
+            whole.cpu() if rank() == 0 else None
+        )  # one tensor at a time: nobody else has room for the model
     return value
 
 

@@ -27,8 +27,15 @@ from data import make_base, make_instruct, world
 from dataset import build_dataset
 
 BASE = str(HERE / "data" / "base.pt")
-TUNING, HELD_OUT = (str(HERE / "data" / name) for name in (make_instruct.TUNING_FILE, make_instruct.HELDOUT_FILE))
-STEPS = ("--steps", "800", "--eval-every", "800")  # where the data sets differ in size: the same number of updates
+TUNING, HELD_OUT = (
+    str(HERE / "data" / name) for name in (make_instruct.TUNING_FILE, make_instruct.HELDOUT_FILE)
+)
+STEPS = (
+    "--steps",
+    "800",
+    "--eval-every",
+    "800",
+)  # where the data sets differ in size: the same number of updates
 EXAMPLES_A_SKILL = 20  # where wordings are compared
 REPLAY_SEED = 1_000_033  # documents that neither the base nor the text of evaluate.py has
 # minutes instead of an hour
@@ -37,7 +44,10 @@ SMALL_BASE = "--group country --tokens 2500000 --layers 4 --channels 128 --vocab
 # the columns of the tables: their heads, and the rows of evaluate.py that they show
 ENTITIES = {"entities": "right, split: entities"}
 SPLITS = ENTITIES | {"wordings": "right, split: wordings", "tasks": "right, split: tasks"}
-UNKNOWN = {"unknown, made up": "says it does not know: should", "unknown, real": "says it does not know: should not"}
+UNKNOWN = {
+    "unknown, made up": "says it does not know: should",
+    "unknown, real": "says it does not know: should not",
+}
 FORM = {"valid JSON": "valid JSON, where wanted", "stops": "stops by itself"}
 FORGETTING = {"loss on text": "loss, pretraining text"}
 
@@ -130,7 +140,9 @@ def tasks(folder: Path, seed: int) -> list[Row]:
     random.Random(seed).shuffle(skills)
     rows = [Row("0", None)]
     for n in (2, 4, 8, 16, 32, len(skills)):
-        data = write(folder / f"{n}.jsonl", [record for record in records if record["skill"] in skills[:n]])
+        data = write(
+            folder / f"{n}.jsonl", [record for record in records if record["skill"] in skills[:n]]
+        )
         rows.append(Row(f"{n}", ("--data", data, *STEPS)))
     return rows
 
@@ -158,7 +170,12 @@ def forgetting(folder: Path, seed: int) -> list[Row]:
     rows = [Row("base", None)]
     rows += [Row(f"learning rate {lr}", ("--lr", lr)) for lr in ("5e-5", "1.5e-4", "1e-3")]
     for percent in (5, 10, 20):
-        rows.append(Row(f"{percent} % of the tokens replayed", ("--data", TUNING, replay(folder, percent / 100))))
+        rows.append(
+            Row(
+                f"{percent} % of the tokens replayed",
+                ("--data", TUNING, replay(folder, percent / 100)),
+            )
+        )
     return [*rows, Row("LoRA, rank 8", ("--lora-rank", "8"))]
 
 
@@ -169,7 +186,9 @@ def replay(folder: Path, share: float) -> str:
     path = write(folder / "replay.jsonl", [{"text": text} for text in texts])
     model, tokenizer, _ = load_checkpoint(BASE)
     tokenizer = tokenizer.with_special(TEMPLATES["chatml"].special_tokens)
-    both, _ = build_dataset([Path(TUNING), Path(path)], tokenizer, "chatml", max_length=model.config.context_length)
+    both, _ = build_dataset(
+        [Path(TUNING), Path(path)], tokenizer, "chatml", max_length=model.config.context_length
+    )
     tuning_tokens, replay_tokens = (both.lengths[both.sources[:, 0] == i].sum() for i in (0, 1))
     return f"{path}:{share / (1 - share) * tuning_tokens / replay_tokens:.4f}"
 
@@ -203,9 +222,15 @@ def chats(folder: Path, seed: int) -> list[Row]:
         later.append(record | {"messages": before + record["messages"]})
     tuned = {"without chats": single_questions(), "with chats": read(TUNING)}  # the same questions
     asked = {"asked alone": questions, "asked after two others": later}
-    data = {label: write(folder / f"{label}.jsonl", chosen) for label, chosen in (tuned | asked).items()}
+    data = {
+        label: write(folder / f"{label}.jsonl", chosen) for label, chosen in (tuned | asked).items()
+    }
     return [
-        Row(f"tuned {with_or_without}, {when}", ("--data", data[with_or_without], *STEPS), ("--data", data[when]))
+        Row(
+            f"tuned {with_or_without}, {when}",
+            ("--data", data[with_or_without], *STEPS),
+            ("--data", data[when]),
+        )
         for with_or_without, when in itertools.product(tuned, asked)
     ]
 
@@ -231,19 +256,29 @@ def about_countries(folder: Path, label: str, base_arguments: list[str], seed: i
     """A small base that has read about countries only, tuned on questions about some, asked about the others."""
     base = folder / f"{label.replace(' ', '-')}.pt"
     run("data/make_base.py", *SMALL_BASE, *base_arguments, "--seed", str(seed), "--out", str(base))
-    skills = [make_instruct.SKILLS[name] for name in ("capital", "continent", "language", "currency")]
+    skills = [
+        make_instruct.SKILLS[name] for name in ("capital", "continent", "language", "currency")
+    ]
     files = {}
     for split, n in (("train", 150), ("entities", 60)):
         seen: set[str] = set()
-        records = [record for skill in skills for record in make_instruct.records(skill, split, n, seen)]
+        records = [
+            record for skill in skills for record in make_instruct.records(skill, split, n, seen)
+        ]
         files[split] = write(folder / f"countries-{split}.jsonl", records)
-    return Row(label, ("--init", str(base), "--data", files["train"], *STEPS), ("--data", files["entities"]))
+    return Row(
+        label,
+        ("--init", str(base), "--data", files["train"], *STEPS),
+        ("--data", files["entities"]),
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- the tables
 
 
-def measure(row: Row, folder: Path, seed: int, trained: dict[tuple[str, ...], str]) -> dict[str, float]:
+def measure(
+    row: Row, folder: Path, seed: int, trained: dict[tuple[str, ...], str]
+) -> dict[str, float]:
     """Train and ask the model of a row; what evaluate.py says of it.
 
     trained: sft.py's arguments -> folder of the run. Rows that only ask differently share one.
@@ -267,25 +302,36 @@ def cell(values: Sequence[float], is_loss: bool) -> str:
     return f"{statistics.fmean(values):.{digits}f}{spread}"
 
 
-def print_table(title: str, columns: dict[str, str], results: dict[str, list[dict[str, float]]]) -> None:
+def print_table(
+    title: str, columns: dict[str, str], results: dict[str, list[dict[str, float]]]
+) -> None:
     """As Markdown; shares in per cent."""
     print(f"\n| {title} | {' | '.join(columns)} |\n|---{'|---:' * len(columns)}|")
     for label, runs in results.items():
         cells = [
-            cell([run[row] for run in runs], "loss" in row) if all(row in run for run in runs) else ""
+            cell([run[row] for run in runs], "loss" in row)
+            if all(row in run for run in runs)
+            else ""
             for row in columns.values()
         ]
         print(f"| {label} | {' | '.join(cells)} |")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    names = "\n".join(f"  {name:<12} {experiment.title}" for name, experiment in EXPERIMENTS.items())
+    names = "\n".join(
+        f"  {name:<12} {experiment.title}" for name, experiment in EXPERIMENTS.items()
+    )
     parser = argparse.ArgumentParser(
-        description=f"Train, ask, and print a table.\n\n{names}", formatter_class=argparse.RawDescriptionHelpFormatter
+        description=f"Train, ask, and print a table.\n\n{names}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", choices=EXPERIMENTS)
-    parser.add_argument("--seeds", type=int, default=1, help="runs of each row, with seeds 0, 1, ... (%(default)s)")
-    parser.add_argument("--out", default="out/experiments", help="folder for all files (%(default)s)")
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="runs of each row, with seeds 0, 1, ... (%(default)s)"
+    )
+    parser.add_argument(
+        "--out", default="out/experiments", help="folder for all files (%(default)s)"
+    )
     args = parser.parse_args(argv)
     chosen, results, trained = EXPERIMENTS[args.name], {}, {}
     try:

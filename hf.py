@@ -32,7 +32,9 @@ from lora import LoraLinear, merge_lora
 from model import GPT, GPTConfig
 from tokenizer import END_OF_TEXT, Tokenizer
 
-PUBLISHED = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
+PUBLISHED = {
+    name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+}
 PUBLISHED["distilgpt2"] = "distilbert/distilgpt2"
 FILES = ("config.json", "model.safetensors")
 ARCHITECTURE = {  # what a config.json must say, or leave unsaid, for this model to compute the same
@@ -50,7 +52,12 @@ SIZES |= {name: name for name in ("n_layer", "n_head", "n_embd")}
 # Parts of a weight's name, ours: theirs. "blocks.0.attn.qkv.weight" is "h.0.attn.c_attn.weight".
 NAMES = {"tok_emb": "wte", "pos_emb": "wpe", "blocks": "h", "attn_norm": "ln_1", "mlp_norm": "ln_2"}
 NAMES |= {"qkv": "c_attn", "proj": "c_proj", "up": "c_fc", "down": "c_proj", "final_norm": "ln_f"}
-TRANSPOSED = ("qkv.weight", "proj.weight", "up.weight", "down.weight")  # (in, out) there, (out, in) here
+TRANSPOSED = (
+    "qkv.weight",
+    "proj.weight",
+    "up.weight",
+    "down.weight",
+)  # (in, out) there, (out, in) here
 CAUSAL_MASK = re.compile(r"h\.\d+\.attn\.(masked_)?bias")  # old files hold it, too
 
 
@@ -67,7 +74,9 @@ def import_safetensors():
     try:
         import safetensors.torch
     except ImportError:
-        raise ValueError("Hugging Face's weights need the safetensors package: pip install safetensors") from None
+        raise ValueError(
+            "Hugging Face's weights need the safetensors package: pip install safetensors"
+        ) from None
     return safetensors
 
 
@@ -132,12 +141,18 @@ def read_config(path: Path) -> GPTConfig:
     settings = read_json(path)
     for key, value in ARCHITECTURE.items():
         if settings.get(key, value) != value:
-            raise ValueError(f"{path}: {key} is {settings[key]!r:.60}; this model knows {value!r} only")
+            raise ValueError(
+                f"{path}: {key} is {settings[key]!r:.60}; this model knows {value!r} only"
+            )
     for key in SIZES.values():
         if type(settings.get(key)) is not int or not 0 < settings[key] < 2**20:
-            raise ValueError(f"{path}: {key} must be a whole number from 1 to a million, not {settings.get(key)!r:.60}")
+            raise ValueError(
+                f"{path}: {key} must be a whole number from 1 to a million, not {settings.get(key)!r:.60}"
+            )
     if settings.get("n_inner") not in (None, 4 * settings["n_embd"]):
-        raise ValueError(f"{path}: n_inner is {settings['n_inner']!r:.60}; this model knows 4 * n_embd only")
+        raise ValueError(
+            f"{path}: n_inner is {settings['n_inner']!r:.60}; this model knows 4 * n_embd only"
+        )
     try:
         return GPTConfig(**{ours: settings[theirs] for ours, theirs in SIZES.items()})
     except ValueError as error:
@@ -147,11 +162,20 @@ def read_config(path: Path) -> GPTConfig:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """What a file of weights holds, by name without `transformer.`. Raises OSError and ValueError."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file (the weights must be in this one, not in parts, not in a .bin)")
+        raise FileNotFoundError(
+            f"{path}: no such file (the weights must be in this one, not in parts, not in a .bin)"
+        )
     safetensors = import_safetensors()
     try:
         tensors = safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, ValueError, LookupError, RuntimeError, TypeError, AttributeError) as error:
+    except (
+        safetensors.SafetensorError,
+        ValueError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
     tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
     return {name: tensor for name, tensor in tensors.items() if not CAUSAL_MASK.fullmatch(name)}
@@ -161,7 +185,9 @@ def read_weights(path: Path, config: GPTConfig) -> dict[str, Tensor]:
     """The state of a `GPT`. Raises ValueError where the file does not hold just what this configuration needs."""
     tensors = read_tensors(path)
     head = tensors.pop("lm_head.weight", None)
-    shapes = {name: tuple(t.shape) if t.is_floating_point() else t.dtype for name, t in tensors.items()}
+    shapes = {
+        name: tuple(t.shape) if t.is_floating_point() else t.dtype for name, t in tensors.items()
+    }
     n_layer = sum(name.endswith(".ln_1.weight") for name in shapes)
     if n_layer != config.n_layer:
         raise ValueError(f"{path}: {n_layer} layers; config.json says {config.n_layer}")
@@ -171,10 +197,14 @@ def read_weights(path: Path, config: GPTConfig) -> dict[str, Tensor]:
     for name in sorted(wanted.keys() | shapes.keys()):
         if shapes.get(name) != wanted.get(name):
             there, here = shapes.get(name, "missing"), wanted.get(name, "no such weight")
-            raise ValueError(f"{path}: {name!r:.60} is {there}; a model of this config.json has {here}")
+            raise ValueError(
+                f"{path}: {name!r:.60} is {there}; a model of this config.json has {here}"
+            )
     embedding = tensors["wte.weight"]
     if head is not None and not (head.dtype == embedding.dtype and torch.equal(head, embedding)):
-        raise ValueError(f"{path}: lm_head.weight is not wte.weight; this model has one matrix for both")
+        raise ValueError(
+            f"{path}: lm_head.weight is not wte.weight; this model has one matrix for both"
+        )
     dtype = torch.float64 if embedding.dtype == torch.float64 else torch.float32
     return {  # copies, because the file may change
         name: torch.empty(tensor.shape, dtype=dtype).copy_(turned(name, tensors[their_name(name)]))
@@ -187,7 +217,9 @@ def read_model(folder: Path, context_length: int | None = None, dropout: float =
     state = read_weights(folder / "model.safetensors", config)
     context_length = config.context_length if context_length is None else context_length
     if not 0 < context_length <= config.context_length:
-        raise ValueError(f"{folder}: a context of {context_length}; the model has {config.context_length} positions")
+        raise ValueError(
+            f"{folder}: a context of {context_length}; the model has {config.context_length} positions"
+        )
     state["pos_emb.weight"] = state["pos_emb.weight"][:context_length].clone()
     with torch.device("meta"):
         model = GPT(replace(config, context_length=context_length, dropout=dropout))
@@ -205,12 +237,26 @@ def load_gpt2(
     """
     folder = find_gpt2(name_or_dir)
     if folder is None:
-        raise FileNotFoundError(f"{name_or_dir}: no folder with a config.json, and none of {', '.join(PUBLISHED)}")
+        raise FileNotFoundError(
+            f"{name_or_dir}: no folder with a config.json, and none of {', '.join(PUBLISHED)}"
+        )
     model, tokenizer = read_model(folder, context_length, dropout), find_tokenizer(folder)
-    n_rows, n_tokens, has_file = model.config.vocab_size, tokenizer.n_vocab, (folder / "tokenizer.json").is_file()
-    if n_tokens > n_rows or (n_tokens < n_rows and not has_file):  # without the file, they may be tokens
-        whose = "in its tokenizer.json" if has_file else "in GPT-2's tokenizer, and there is no tokenizer.json"
-        raise ValueError(f"{folder}: {n_rows:,} rows in the model's vocabulary, {n_tokens:,} tokens {whose}")
+    n_rows, n_tokens, has_file = (
+        model.config.vocab_size,
+        tokenizer.n_vocab,
+        (folder / "tokenizer.json").is_file(),
+    )
+    if n_tokens > n_rows or (
+        n_tokens < n_rows and not has_file
+    ):  # without the file, they may be tokens
+        whose = (
+            "in its tokenizer.json"
+            if has_file
+            else "in GPT-2's tokenizer, and there is no tokenizer.json"
+        )
+        raise ValueError(
+            f"{folder}: {n_rows:,} rows in the model's vocabulary, {n_tokens:,} tokens {whose}"
+        )
     model.config.n_vocab = n_tokens
     return model, tokenizer
 
@@ -229,7 +275,9 @@ def load(name_or_dir: str | Path, dropout: float = 0.0) -> tuple[GPT, Tokenizer,
 # Out
 
 
-def write_folder(out_dir: Path, tensor_file: str, tensors: dict[str, Tensor], settings: dict[str, dict]) -> None:
+def write_folder(
+    out_dir: Path, tensor_file: str, tensors: dict[str, Tensor], settings: dict[str, dict]
+) -> None:
     """A new folder with a file of weights and JSON files, whole or not there. Raises ValueError and OSError."""
     safetensors = import_safetensors()
     tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
@@ -240,7 +288,9 @@ def write_folder(out_dir: Path, tensor_file: str, tensors: dict[str, Tensor], se
             safetensors.torch.save_file(tensors, folder / tensor_file, metadata={"format": "pt"})
         except safetensors.SafetensorError as error:
             raise OSError(f"{out_dir / tensor_file} could not be written ({error})") from None
-        shutil.copymode(folder / "tokenizer.json", folder / tensor_file)  # the package lets only the owner read
+        shutil.copymode(
+            folder / "tokenizer.json", folder / tensor_file
+        )  # the package lets only the owner read
 
 
 def export(checkpoint: str | Path, out_dir: str | Path) -> str | None:
@@ -250,14 +300,22 @@ def export(checkpoint: str | Path, out_dir: str | Path) -> str | None:
     model, tokenizer, meta = load_checkpoint(checkpoint)
     config, [stop], state = model.config, meta["stop"], merge_lora(model).state_dict()
     state["tok_emb.weight"] = state["tok_emb.weight"][: config.n_vocab]
-    tensors = {f"transformer.{their_name(name)}": turned(name, tensor) for name, tensor in state.items()}
+    tensors = {
+        f"transformer.{their_name(name)}": turned(name, tensor) for name, tensor in state.items()
+    }
     end_of_text = tokenizer.special(END_OF_TEXT)
     ids = {"bos_token_id": end_of_text, "eos_token_id": stop, "pad_token_id": end_of_text}
-    settings = ARCHITECTURE | {theirs: getattr(config, ours) for ours, theirs in SIZES.items()} | ids
+    settings = (
+        ARCHITECTURE | {theirs: getattr(config, ours) for ours, theirs in SIZES.items()} | ids
+    )
     settings |= {"architectures": ["GPT2LMHeadModel"], "vocab_size": config.n_vocab}
     settings |= {"dtype": str(state["tok_emb.weight"].dtype).removeprefix("torch.")}
     settings |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    files = {"config": settings, "generation_config": ids, **tokenizer_files(tokenizer, meta["template"], stop)}
+    files = {
+        "config": settings,
+        "generation_config": ids,
+        **tokenizer_files(tokenizer, meta["template"], stop),
+    }
     write_folder(Path(out_dir), "model.safetensors", tensors, files)
     return meta["template"]
 
@@ -267,24 +325,42 @@ def export_adapter(checkpoint: str | Path, out_dir: str | Path) -> str | None:
     tokens are whole there, not differences. Raises ValueError and OSError, and then leaves nothing."""
     model, tokenizer, meta = load_checkpoint(checkpoint)
     if not (lora := getattr(model, "lora", None)):
-        raise ValueError(f"{checkpoint}: no adapter in this checkpoint; export it without --adapter")
+        raise ValueError(
+            f"{checkpoint}: no adapter in this checkpoint; export it without --adapter"
+        )
     tensors, layers, base = {}, [], meta["base"]["path"]
     for name, module in model.named_modules():
         if isinstance(module, LoraLinear):
             layers.append(f"transformer.{their_name(name)}")
-            tensors |= {f"{layers[-1]}.lora_A.weight": module.lora_a, f"{layers[-1]}.lora_B.weight": module.lora_b}
+            tensors |= {
+                f"{layers[-1]}.lora_A.weight": module.lora_a,
+                f"{layers[-1]}.lora_B.weight": module.lora_b,
+            }
     folder = find_gpt2(base)  # None for a checkpoint of ours, which peft could not load
     is_published = base in PUBLISHED and folder == cache_folder(base)
     base_name = PUBLISHED[base] if is_published else folder and str(folder.resolve())
     settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_name}
-    settings |= {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "use_rslora": lora.rslora}
-    settings |= {"target_modules": layers, "fan_in_fan_out": True, "bias": "none", "inference_mode": True}
+    settings |= {
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "use_rslora": lora.rslora,
+    }
+    settings |= {
+        "target_modules": layers,
+        "fan_in_fan_out": True,
+        "bias": "none",
+        "inference_mode": True,
+    }
     if lora.token_ids:
         settings["trainable_token_indices"] = {"transformer.wte": [*lora.token_ids]}
         rows = model.tok_emb(model.tok_emb.token_ids)  # (tokens, C)
         tensors["transformer.wte.token_adapter.trainable_tokens_delta"] = rows
     tensors = {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
-    files = {"adapter_config": settings, **tokenizer_files(tokenizer, meta["template"], meta["stop"][0])}
+    files = {
+        "adapter_config": settings,
+        **tokenizer_files(tokenizer, meta["template"], meta["stop"][0]),
+    }
     write_folder(Path(out_dir), "adapter_model.safetensors", tensors, files)
     return meta["template"]
 
@@ -313,9 +389,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = commands.add_parser("export", help="write a folder for transformers or peft")
     command.add_argument("checkpoint", help="a run's folder, or a checkpoint file")
     command.add_argument("folder", help="a new folder")
-    command.add_argument("--adapter", action="store_true", help="the adapter of a LoRA run alone, for peft")
+    command.add_argument(
+        "--adapter", action="store_true", help="the adapter of a LoRA run alone, for peft"
+    )
     command = commands.add_parser("loss", help="print the mean loss on a text")
-    command.add_argument("checkpoint", help=f"{', '.join(PUBLISHED)}, a folder from transformers, or a checkpoint")
+    command.add_argument(
+        "checkpoint", help=f"{', '.join(PUBLISHED)}, a folder from transformers, or a checkpoint"
+    )
     command.add_argument("text", help="a text file")
     args = parser.parse_args(argv)
     try:

@@ -12,16 +12,32 @@ from chat_template import TEMPLATES, Template, decode_utf8, parse_json
 from tokenizer import END_OF_TEXT, GPT2_SPLIT, SPLIT, Tokenizer, merge_pairs
 
 # Every byte has a character: itself where it can be seen, else one from 256 on.
-VISIBLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+VISIBLE = [
+    *range(ord("!"), ord("~") + 1),
+    *range(ord("¡"), ord("¬") + 1),
+    *range(ord("®"), ord("ÿ") + 1),
+]
 HIDDEN = [byte for byte in range(256) if byte not in VISIBLE]
-CHARACTERS = {byte: chr(byte) for byte in VISIBLE} | {byte: chr(256 + i) for i, byte in enumerate(HIDDEN)}
+CHARACTERS = {byte: chr(byte) for byte in VISIBLE} | {
+    byte: chr(256 + i) for i, byte in enumerate(HIDDEN)
+}
 BYTES = {character: byte for byte, character in CHARACTERS.items()}
 
 # How text is cut into pieces. `ByteLevel` cuts as GPT2_SPLIT does. SPLIT is put in the words of that matcher, to which
 # `$` is the end of any line.
-BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
+BYTE_LEVEL = {
+    "type": "ByteLevel",
+    "add_prefix_space": False,
+    "trim_offsets": False,
+    "use_regex": True,
+}
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-BY_PATTERN = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
+BY_PATTERN = {
+    "type": "Split",
+    "pattern": {"Regex": PATTERN},
+    "behavior": "Isolated",
+    "invert": False,
+}
 OURS = {"type": "Sequence", "pretokenizers": [BY_PATTERN, BYTE_LEVEL | {"use_regex": False}]}
 
 
@@ -39,18 +55,30 @@ def in_characters(token: bytes) -> str:
 def tokenizer_json(tokenizer: Tokenizer) -> dict:
     """Raises ValueError for a split that has no counterpart there."""
     if tokenizer.split not in (GPT2_SPLIT, SPLIT):
-        raise ValueError(f"a tokenizer with the pattern {tokenizer.split!r:.60} cannot be written in this format")
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        raise ValueError(
+            f"a tokenizer with the pattern {tokenizer.split!r:.60} cannot be written in this format"
+        )
+    flags = {
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
     special_tokens = sorted(tokenizer.special_tokens.items(), key=lambda item: item[1])
     return {
         "version": "1.0",
-        "added_tokens": [{"id": token_id, "content": name, **flags} for name, token_id in special_tokens],
+        "added_tokens": [
+            {"id": token_id, "content": name, **flags} for name, token_id in special_tokens
+        ],
         "normalizer": None,
         "pre_tokenizer": BYTE_LEVEL if tokenizer.split == GPT2_SPLIT else OURS,
         "decoder": BYTE_LEVEL,
         "model": {
             "type": "BPE",
-            "vocab": {in_characters(token): token_id for token, token_id in tokenizer.ranks.items()},
+            "vocab": {
+                in_characters(token): token_id for token, token_id in tokenizer.ranks.items()
+            },
             "merges": [[*map(in_characters, pair)] for pair in merge_pairs(tokenizer.ranks)],
         },
     }
@@ -67,8 +95,13 @@ def find_tokenizer(folder: Path) -> Tokenizer:
     except OSError as error:
         raise OSError(f"{folder} has no tokenizer.json, and {error}") from error
     text_tokens = {in_characters(token): token_id for token, token_id in tokenizer.ranks.items()}
-    if vocab.is_file() and read_json(vocab) | tokenizer.special_tokens != text_tokens | tokenizer.special_tokens:
-        raise ValueError(f"{vocab}: not GPT-2's vocabulary; another one must be given as a tokenizer.json")
+    if (
+        vocab.is_file()
+        and read_json(vocab) | tokenizer.special_tokens != text_tokens | tokenizer.special_tokens
+    ):
+        raise ValueError(
+            f"{vocab}: not GPT-2's vocabulary; another one must be given as a tokenizer.json"
+        )
     return tokenizer
 
 
@@ -78,17 +111,33 @@ def read_tokenizer(path: Path) -> Tokenizer:
     try:
         model, added, cut = saved["model"], saved["added_tokens"], saved["pre_tokenizer"]
         special_tokens = {token["content"]: token["id"] for token in added}
-        text_tokens = {token: token_id for token, token_id in model["vocab"].items() if token not in special_tokens}
-        ranks = {bytes(BYTES[character] for character in token): token_id for token, token_id in text_tokens.items()}
+        text_tokens = {
+            token: token_id
+            for token, token_id in model["vocab"].items()
+            if token not in special_tokens
+        }
+        ranks = {
+            bytes(BYTES[character] for character in token): token_id
+            for token, token_id in text_tokens.items()
+        }
         tokenizer = Tokenizer(ranks, special_tokens, SPLIT if cut == OURS else GPT2_SPLIT)
         merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-        follows = merges == tokenizer_json(tokenizer)["model"]["merges"] and saved.get("normalizer") is None
+        follows = (
+            merges == tokenizer_json(tokenizer)["model"]["merges"]
+            and saved.get("normalizer") is None
+        )
         follows &= cut == OURS or {"use_regex": True} | cut | {"trim_offsets": False} == BYTE_LEVEL
-        follows &= sorted(ranks.values()) == list(range(len(ranks)))  # special tokens come after the text's
+        follows &= sorted(ranks.values()) == list(
+            range(len(ranks))
+        )  # special tokens come after the text's
         follows &= END_OF_TEXT in special_tokens and all(token["special"] for token in added)
-        follows &= not any(model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
+        follows &= not any(
+            model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
+        )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path}: not a byte-level BPE tokenizer ({type(error).__name__}: {error})") from None
+        raise ValueError(
+            f"{path}: not a byte-level BPE tokenizer ({type(error).__name__}: {error})"
+        ) from None
     if not follows:
         raise ValueError(f"{path}: a tokenizer whose ids this one cannot give exactly")
     return tokenizer
@@ -122,17 +171,29 @@ JINJA = """\
 
 def jinja(template: Template) -> str:
     """A template's data in the places of the capitals; a string of JSON means the same in Jinja."""
-    keys = {key: key if isinstance(key, str) else f"{key[0] or ''} {key[1]}" for key in template.before}
+    keys = {
+        key: key if isinstance(key, str) else f"{key[0] or ''} {key[1]}" for key in template.before
+    }
     opening = {keys[key]: text for key, text in template.before.items()}
     content = "(message.content | tojson)[1:-1]" if template.json_strings else "message.content"
-    values = {"OPENING": opening, "CLOSING": template.after, "BEGIN": template.begin, "STOP": template.stop}
-    values = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()} | {"CONTENT": content}
+    values = {
+        "OPENING": opening,
+        "CLOSING": template.after,
+        "BEGIN": template.begin,
+        "STOP": template.stop,
+    }
+    values = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()} | {
+        "CONTENT": content
+    }
     return re.sub("|".join(values), lambda name: values[name[0]], JINJA)
 
 
 def find_template(folder: Path) -> str | None:
     """The name of the template that is the folder's chat template; None where it has another one, or none."""
-    path, moved = folder / "tokenizer_config.json", folder / "chat_template.jinja"  # to where transformers moves it
+    path, moved = (
+        folder / "tokenizer_config.json",
+        folder / "chat_template.jinja",
+    )  # to where transformers moves it
     text = read_json(path).get("chat_template") if path.is_file() else None
     text = decode_utf8(moved, 1, moved.read_bytes()) if moved.is_file() else text
     return next((name for name, template in TEMPLATES.items() if jinja(template) == text), None)
@@ -140,8 +201,16 @@ def find_template(folder: Path) -> str | None:
 
 def tokenizer_files(tokenizer: Tokenizer, template: str | None, stop: int) -> dict[str, dict]:
     """The content of each file, by its name without .json."""
-    names = {"bos_token": END_OF_TEXT, "eos_token": tokenizer.decode([stop]), "pad_token": END_OF_TEXT}
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **names}
+    names = {
+        "bos_token": END_OF_TEXT,
+        "eos_token": tokenizer.decode([stop]),
+        "pad_token": END_OF_TEXT,
+    }
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        **names,
+    }
     if template:
         settings["chat_template"] = jinja(TEMPLATES[template])
     return {"tokenizer": tokenizer_json(tokenizer), "tokenizer_config": settings}

@@ -27,7 +27,9 @@ class LoraConfig:
     rank: int
     alpha: float
     dropout: float
-    targets: tuple[str, ...]  # names of linear layers, whole or from a dot on: "mlp.up" is every block's
+    targets: tuple[
+        str, ...
+    ]  # names of linear layers, whole or from a dot on: "mlp.up" is every block's
     token_ids: tuple[int, ...]  # tokens whose rows are trained
     rslora: bool
     fingerprint: str  # of the base, as it was before its vocabulary grew
@@ -51,7 +53,9 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (N, in) -> (N, out)
         low = F.linear(self.dropout(x), self.lora_a)  # (N, rank)
-        return torch.addmm(self.base(x), low, self.lora_b.T, alpha=self.scale)  # one pass over (N, out), not three
+        return torch.addmm(
+            self.base(x), low, self.lora_b.T, alpha=self.scale
+        )  # one pass over (N, out), not three
 
     def merged(self) -> nn.Linear:
         self.base.weight.data += self.scale * (self.lora_b @ self.lora_a).data
@@ -64,16 +68,22 @@ class LoraTokens(nn.Module):
     def __init__(self, base: nn.Module, token_ids: Sequence[int]):
         super().__init__()
         self.base = base
-        self.register_buffer("token_ids", torch.tensor(token_ids, device=base.weight.device), persistent=False)
+        self.register_buffer(
+            "token_ids", torch.tensor(token_ids, device=base.weight.device), persistent=False
+        )
         self.lora_rows = nn.Parameter(base.weight.new_zeros(len(token_ids), base.weight.shape[1]))
 
     def forward(self, ids: Tensor) -> Tensor:  # (...) -> (..., C)
-        is_token = (ids[..., None] == self.token_ids).to(self.lora_rows.dtype)  # (..., number of tokens)
+        is_token = (ids[..., None] == self.token_ids).to(
+            self.lora_rows.dtype
+        )  # (..., number of tokens)
         return self.base(ids) + is_token @ self.lora_rows
 
     def logits(self, x: Tensor) -> Tensor:  # (n, C) -> (n, V)
         difference = F.linear(x, self.lora_rows)  # (n, number of tokens)
-        return self.base.logits(x).index_add_(1, self.token_ids, difference)  # in place: logits are large
+        return self.base.logits(x).index_add_(
+            1, self.token_ids, difference
+        )  # in place: logits are large
 
     def merged(self) -> nn.Module:
         self.base.weight.data[self.token_ids] += self.lora_rows.data
@@ -98,19 +108,32 @@ def add_lora(
     """
     if getattr(model, "lora", None):
         raise ValueError("the model has adapters already; merge them first")
-    if rank < 1 or not 0 < alpha < math.inf or not 0 <= dropout < 1 or not targets or min(token_ids, default=0) < 0:
+    if (
+        rank < 1
+        or not 0 < alpha < math.inf
+        or not 0 <= dropout < 1
+        or not targets
+        or min(token_ids, default=0) < 0
+    ):
         raise ValueError(
             "LoRA needs rank >= 1, alpha > 0, 0 <= dropout < 1, a target, and token_ids of 0 or more, "
             f"not {rank=} {alpha=} {dropout=} {token_ids=}"
         )
     token_ids = tuple(dict.fromkeys(token_ids))
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    chosen = {target: [name for name in linears if f".{name}".endswith(f".{target}")] for target in targets}
+    linears = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    }
+    chosen = {
+        target: [name for name in linears if f".{name}".endswith(f".{target}")]
+        for target in targets
+    }
     for target, names in chosen.items():
         if not names:
             endings = ", ".join(sorted({".".join(name.split(".")[-2:]) for name in linears}))
             raise ValueError(f"no linear layer is named {target!r}; there are {endings}")
-    model.lora = LoraConfig(rank, alpha, dropout, tuple(targets), tuple(token_ids), rslora, fingerprint(model))
+    model.lora = LoraConfig(
+        rank, alpha, dropout, tuple(targets), tuple(token_ids), rslora, fingerprint(model)
+    )
     model.requires_grad_(False)
     for name in dict.fromkeys(name for names in chosen.values() for name in names):
         replace(model, name, LoraLinear(linears[name], model.lora))
@@ -177,15 +200,21 @@ def attach_adapter(model: nn.Module, saved: dict, origin: str) -> nn.Module:
         raise ValueError(f"{origin} was trained on another base model than this one")
     ranks = {len(tensor) for name, tensor in adapter.items() if name.endswith("lora_a")}
     token_ids = arguments["token_ids"]
-    if ranks != {arguments["rank"]} or max(token_ids, default=0) >= model.config.n_vocab + len(token_ids):
-        raise ValueError(f"{origin} does not fit its own configuration: rank {ranks}, {len(token_ids)} tokens")
+    if ranks != {arguments["rank"]} or max(token_ids, default=0) >= model.config.n_vocab + len(
+        token_ids
+    ):
+        raise ValueError(
+            f"{origin} does not fit its own configuration: rank {ranks}, {len(token_ids)} tokens"
+        )
     try:
         add_lora(model, **arguments)
     except ValueError as error:
         raise ValueError(f"{origin}: {error}") from None
     missing_or_unknown = lora_state_dict(model).keys() ^ adapter.keys()
     if missing_or_unknown:
-        raise ValueError(f"{origin} does not fit its own configuration: {sorted(missing_or_unknown)[0]}")
+        raise ValueError(
+            f"{origin} does not fit its own configuration: {sorted(missing_or_unknown)[0]}"
+        )
     model.to(next(iter(adapter.values())).dtype)  # float64, if it was trained so
     model.load_state_dict(adapter, strict=False)  # strict over the adapter: checked just above
     return model

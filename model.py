@@ -30,12 +30,16 @@ class GPTConfig:
     n_head: int = 6
     n_embd: int = 192
     dropout: float = 0.0
-    n_vocab: int = 0  # ids that exist; the rows after them are padding and never sampled (0: all rows exist)
+    n_vocab: int = (
+        0  # ids that exist; the rows after them are padding and never sampled (0: all rows exist)
+    )
 
     def __post_init__(self) -> None:
         self.n_vocab = self.n_vocab or self.vocab_size
         if self.n_head < 1 or self.n_embd % self.n_head or not 0 < self.n_vocab <= self.vocab_size:
-            raise ValueError(f"n_embd must be a multiple of n_head, and n_vocab at most vocab_size: {self}")
+            raise ValueError(
+                f"n_embd must be a multiple of n_head, and n_vocab at most vocab_size: {self}"
+            )
 
     @property
     def n_parameters(self) -> int:
@@ -49,9 +53,20 @@ class KVCache:
 
     def __init__(self, config: GPTConfig, batch_size: int, capacity: int, like: Tensor):
         head_size = config.n_embd // config.n_head
-        shape = config.n_layer, 2, batch_size, config.n_head, capacity, head_size  # 2: keys and values
-        self.kv = torch.zeros(shape, dtype=like.dtype, device=like.device)  # not new_zeros: `like` may be a shard
-        self.lengths = torch.zeros(batch_size, dtype=torch.long, device=like.device)  # (B,) tokens in the cache
+        shape = (
+            config.n_layer,
+            2,
+            batch_size,
+            config.n_head,
+            capacity,
+            head_size,
+        )  # 2: keys and values
+        self.kv = torch.zeros(
+            shape, dtype=like.dtype, device=like.device
+        )  # not new_zeros: `like` may be a shard
+        self.lengths = torch.zeros(
+            batch_size, dtype=torch.long, device=like.device
+        )  # (B,) tokens in the cache
 
     def place(self, n_new: int) -> Tensor:
         """(B, T) where the next `n_new` tokens of each sequence stand. What follows from that is the same in all layers
@@ -60,7 +75,9 @@ class KVCache:
         self.rows = torch.arange(len(self.lengths), device=device)[:, None]  # (B, 1)
         self.positions = self.lengths[:, None] + torch.arange(n_new, device=device)  # (B, T)
         self.end = int(self.positions.max()) + 1  # S
-        self.seen = torch.arange(self.end, device=device) <= self.positions[:, None, :, None]  # (B, 1, T, S)
+        self.seen = (
+            torch.arange(self.end, device=device) <= self.positions[:, None, :, None]
+        )  # (B, 1, T, S)
         return self.positions
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,7 +127,9 @@ class OneDNNProduct(torch.autograd.Function):
     """`F.linear` by oneDNN, twice as fast as by MKL where it was measured (AMD). Both come with torch, which asks MKL
     for float32. oneDNN compiles a kernel for each number of rows; so that these are few, they are multiples of 32."""
 
-    multiply = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # torch's own; where it is missing, MKL has to do
+    multiply = getattr(
+        torch.ops.mkldnn, "_linear_pointwise", None
+    )  # torch's own; where it is missing, MKL has to do
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -119,7 +138,9 @@ class OneDNNProduct(torch.autograd.Function):
         extra = -len(x) % ROW_MULTIPLE if len(x) > ROW_MULTIPLE else 0
         padded = F.pad(x, (0, 0, 0, extra)) if extra else x
         y = OneDNNProduct.multiply(padded, weight, bias, "none", [], "")
-        return y.resize_(len(x), len(weight))  # not y[:n]: autograd forbids writing to a view that a function gave
+        return y.resize_(
+            len(x), len(weight)
+        )  # not y[:n]: autograd forbids writing to a view that a function gave
 
     @staticmethod
     @once_differentiable
@@ -128,10 +149,14 @@ class OneDNNProduct(torch.autograd.Function):
         x_needs, weight_needs, _ = ctx.needs_input_grad
         x_grad = weight_grad = None
         whole = len(x) - len(x) % ROW_MULTIPLE
-        if x_needs:  # padding would copy the logits' gradient, so the last few rows go alone, and to MKL
+        if (
+            x_needs
+        ):  # padding would copy the logits' gradient, so the last few rows go alone, and to MKL
             x_grad = grad[whole:] @ weight
             if whole:
-                x_grad = torch.cat([OneDNNProduct.multiply(grad[:whole], weight.T, None, "none", [], ""), x_grad])
+                x_grad = torch.cat(
+                    [OneDNNProduct.multiply(grad[:whole], weight.T, None, "none", [], ""), x_grad]
+                )
         if weight_needs and whole and ctx.has_bias:
             weight_grad = OneDNNProduct.multiply(grad[:whole].T, x[:whole].T, None, "none", [], "")
             weight_grad.addmm_(grad[whole:].T, x[whole:])
@@ -162,22 +187,35 @@ class CausalSelfAttention(nn.Module):
         self.proj = Linear(config.n_embd, config.n_embd)
         self.proj_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rectangles: list[Rectangle], cache: KVCache | None, layer: int) -> Tensor:
+    def forward(
+        self, x: Tensor, rectangles: list[Rectangle], cache: KVCache | None, layer: int
+    ) -> Tensor:
         qkv = self.qkv(x)  # (N, 3C)
         parts = zip(qkv.split([rectangle.n_tokens for rectangle in rectangles]), rectangles)
-        y = torch.cat([self.attend(part, *rectangle.shape, rectangle.real, cache, layer) for part, rectangle in parts])
+        y = torch.cat(
+            [
+                self.attend(part, *rectangle.shape, rectangle.real, cache, layer)
+                for part, rectangle in parts
+            ]
+        )
         return self.proj_dropout(self.proj(y))  # (N, C)
 
-    def attend(self, qkv: Tensor, B: int, T: int, real: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+    def attend(
+        self, qkv: Tensor, B: int, T: int, real: Tensor | None, cache: KVCache | None, layer: int
+    ) -> Tensor:
         """Of one rectangle with n real tokens: (n, 3C) -> (n, C)."""
         C = qkv.shape[-1] // 3
         if real is not None:  # the padding is zeros that nothing reads
             qkv = qkv.new_zeros(B * T, 3 * C).index_copy_(0, real, qkv)  # (B*T, 3C)
         # split, not permute: its gradient is one copy of all three, not two
-        q, k, v = (part.view(B, T, self.n_head, -1).transpose(1, 2) for part in qkv.split(C, dim=-1))  # (B, H, T, D)
+        q, k, v = (
+            part.view(B, T, self.n_head, -1).transpose(1, 2) for part in qkv.split(C, dim=-1)
+        )  # (B, H, T, D)
         if cache is None:
             dropout = self.dropout if self.training else 0.0
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)  # (B, H, T, D)
+            y = F.scaled_dot_product_attention(
+                q, k, v, dropout_p=dropout, is_causal=True
+            )  # (B, H, T, D)
         else:  # is_causal counts from the top left corner, which is wrong for a new token against a longer cache
             k, v = cache.update(layer, k, v)  # (B, H, S, D)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=cache.seen)
@@ -204,7 +242,9 @@ class Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, *attention_arguments, keep: Tensor | None = None) -> Tensor:  # (N, C) -> (N, C)
+    def forward(
+        self, x: Tensor, *attention_arguments, keep: Tensor | None = None
+    ) -> Tensor:  # (N, C) -> (N, C)
         """With `keep`, only these n rows leave the block: (N, C) -> (n, C)."""
         x = x + self.attn(self.attn_norm(x), *attention_arguments)
         if keep is not None:
@@ -271,10 +311,14 @@ class GPT(nn.Module):
         Raises ValueError where a sequence is longer than the context.
         """
         B, T = ids.shape
-        positions = torch.arange(T, device=ids.device).expand(B, T) if cache is None else cache.place(T)
+        positions = (
+            torch.arange(T, device=ids.device).expand(B, T) if cache is None else cache.place(T)
+        )
         n_tokens = T if cache is None else cache.end
         if n_tokens > self.config.context_length:
-            raise ValueError(f"{n_tokens} tokens do not fit into a context of {self.config.context_length}")
+            raise ValueError(
+                f"{n_tokens} tokens do not fit into a context of {self.config.context_length}"
+            )
         flat_ids, flat_positions = ids.flatten(), positions.flatten()  # (B*T,)
         # After the last attention nobody looks at the other positions any more.
         keep = at if at is None or real is None else torch.searchsorted(real, at)  # (n,) rows of x
@@ -284,14 +328,19 @@ class GPT(nn.Module):
         if real is not None and real.device.type == "cpu" and not torch.compiler.is_compiling():
             # round up for `OneDNNProduct`: a sequence more that nobody looks at, and later row 0 a few times more
             extra = -len(real) % ROW_MULTIPLE
-            flat_ids, flat_positions = F.pad(flat_ids, (0, extra)), F.pad(flat_positions, (0, extra))
+            flat_ids, flat_positions = (
+                F.pad(flat_ids, (0, extra)),
+                F.pad(flat_positions, (0, extra)),
+            )
             rectangles += [Rectangle((1, extra), extra, None)] if extra else []
             keep = None if keep is None else F.pad(keep, (0, -len(keep) % ROW_MULTIPLE))
         x = self.emb_dropout(self.tok_emb(flat_ids) + self.pos_emb(flat_positions))  # (N, C)
         for layer, block in enumerate(self.blocks):
             x = block(x, rectangles, cache, layer, keep=keep if layer == last else None)
         wanted = real if at is None else at
-        x = self.final_norm(x if wanted is None else x[: len(wanted)])  # (N, C) or (n, C), no longer rounded up
+        x = self.final_norm(
+            x if wanted is None else x[: len(wanted)]
+        )  # (N, C) or (n, C), no longer rounded up
         y = self.tok_emb.logits(x) if head else x
         if at is not None:
             return y  # (n, V) or (n, C)
@@ -315,7 +364,9 @@ class GPT(nn.Module):
 
     # Generation
 
-    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, **sampling) -> list[list[int]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, **sampling
+    ) -> list[list[int]]:
         """The new ids of each prompt, without the stop token. Arguments and errors as for `stream`."""
         new_ids: list[list[int]] = [[] for _ in prompts]
         for step in self.stream(prompts, max_new_tokens, **sampling):
@@ -357,7 +408,11 @@ class GPT(nn.Module):
             for remaining in range(max_new_tokens, 0, -1):
                 logits[:, self.config.n_vocab :] = -math.inf
                 next_ids = sample(logits, temperature, top_k, top_p, generator)  # (B,)
-                step = {row: token_id for row, token_id in zip(active, next_ids.tolist()) if token_id not in stop}
+                step = {
+                    row: token_id
+                    for row, token_id in zip(active, next_ids.tolist())
+                    if token_id not in stop
+                }
                 yield step
                 has_room = (cache.lengths + 1 < self.config.context_length).tolist()
                 going_on = [i for i, row in enumerate(active) if row in step and has_room[i]]
@@ -380,16 +435,24 @@ class GPT(nn.Module):
                 f"a prompt of {longest} tokens leaves no room in a context of {self.config.context_length}"
             )
 
-    def prefill(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple[KVCache, Tensor]:
+    def prefill(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int
+    ) -> tuple[KVCache, Tensor]:
         """Read all prompts at once, right-padded: the filled cache, and the logits after each prompt, (B, V)."""
         parameter = self.pos_emb.weight
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=parameter.device)  # (B,)
         B, T = len(prompts), int(lengths.max())
-        ids = torch.tensor([[*prompt, *[0] * (T - len(prompt))] for prompt in prompts], device=parameter.device)
-        cache = KVCache(self.config, B, min(T + max_new_tokens, self.config.context_length), parameter)
+        ids = torch.tensor(
+            [[*prompt, *[0] * (T - len(prompt))] for prompt in prompts], device=parameter.device
+        )
+        cache = KVCache(
+            self.config, B, min(T + max_new_tokens, self.config.context_length), parameter
+        )
         last = torch.arange(B, device=parameter.device) * T + lengths - 1
         logits = self(ids, at=last, cache=cache)
-        cache.lengths = lengths  # the keys of the padding stay behind these, unseen until they are overwritten
+        cache.lengths = (
+            lengths  # the keys of the padding stay behind these, unseen until they are overwritten
+        )
         return cache, logits
 
     def decode_one_token(self, ids: Tensor, cache: KVCache) -> Tensor:
@@ -409,16 +472,24 @@ def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -
 
 
 def sample(
-    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator
+    logits: Tensor,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    generator: torch.Generator,
 ) -> Tensor:
     """Choose one id a row: (B, V) logits -> (B,)."""
     if temperature == 0:
         return logits.argmax(-1)
-    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # at most 0, so no temperature is too low
+    logits = (
+        logits - logits.amax(-1, keepdim=True)
+    ) / temperature  # at most 0, so no temperature is too low
     if top_k is not None:
         kth_best = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]  # (B, 1)
         logits = logits.masked_fill(logits < kth_best, -math.inf)
-    if top_p is not None:  # nucleus sampling (Holtzman et al., 2020, https://arxiv.org/abs/1904.09751)
+    if (
+        top_p is not None
+    ):  # nucleus sampling (Holtzman et al., 2020, https://arxiv.org/abs/1904.09751)
         descending, order = logits.softmax(-1).sort(descending=True)
         likelier = descending.cumsum(-1) - descending  # probability of all that come before
         outside = torch.zeros_like(likelier, dtype=torch.bool).scatter(-1, order, likelier >= top_p)

@@ -11,7 +11,9 @@ from model import GPT
 from tokenizer import END_OF_TEXT, Tokenizer
 
 
-def pick_samples(dataset: Dataset, paths: Sequence[Path], indices: np.ndarray, number: int = 3) -> list[list[Message]]:
+def pick_samples(
+    dataset: Dataset, paths: Sequence[Path], indices: np.ndarray, number: int = 3
+) -> list[list[Message]]:
     """Of the first conversations among `indices`, those with the fewest turns that end in an answer, read again from
     their files."""
     wanted = [tuple(source) for source in dataset.sources[indices[: 10 * number]].tolist()]
@@ -36,22 +38,37 @@ def generate_one(model: GPT, prompt: list[int], stop: int, max_new_tokens: int) 
     return new_ids
 
 
-def continue_text(model: GPT, tokenizer: Tokenizer, messages: Sequence[Message], max_new_tokens: int = 40) -> str:
+def continue_text(
+    model: GPT, tokenizer: Tokenizer, messages: Sequence[Message], max_new_tokens: int = 40
+) -> str:
     """What a model types after the bare text of the messages: the way to ask a base model, which knows no turns."""
     text = "\n".join(message.content for message in messages)
     stop = tokenizer.special(END_OF_TEXT)
-    return tokenizer.decode(generate_one(model, [stop, *tokenizer.encode(text)], stop, max_new_tokens))
+    return tokenizer.decode(
+        generate_one(model, [stop, *tokenizer.encode(text)], stop, max_new_tokens)
+    )
 
 
 def answer(
-    model: GPT, tokenizer: Tokenizer, messages: Sequence[Message], template: str, max_new_tokens: int = 40
+    model: GPT,
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    template: str,
+    max_new_tokens: int = 40,
 ) -> str:
     """The likeliest answer to a conversation, as its template asks for it and reads it."""
-    prompt, stop = render_prompt(messages, tokenizer, template), tokenizer.special(TEMPLATES[template].stop)
-    return TEMPLATES[template].read(tokenizer.decode(generate_one(model, prompt, stop, max_new_tokens)))
+    prompt, stop = (
+        render_prompt(messages, tokenizer, template),
+        tokenizer.special(TEMPLATES[template].stop),
+    )
+    return TEMPLATES[template].read(
+        tokenizer.decode(generate_one(model, prompt, stop, max_new_tokens))
+    )
 
 
-def ask(model: GPT, tokenizer: Tokenizer, template: str | None, samples: Sequence[list[Message]]) -> list[str]:
+def ask(
+    model: GPT, tokenizer: Tokenizer, template: str | None, samples: Sequence[list[Message]]
+) -> list[str]:
     """The model's answers to the samples. A base is asked in bare text; whatever knows a template, through that."""
     prompts = [messages[:-1] for messages in samples]
     if template is None:
@@ -61,7 +78,11 @@ def ask(model: GPT, tokenizer: Tokenizer, template: str | None, samples: Sequenc
 
 def describe_samples(samples: Sequence[list[Message]], held_out: bool, **answers: list[str]) -> str:
     """Each sample's question, with one line an answer: base=[...], tuned=[...]."""
-    lines = ["\nquestions " + ("held out from training" if held_out else "seen in training")] if samples else []
+    lines = (
+        ["\nquestions " + ("held out from training" if held_out else "seen in training")]
+        if samples
+        else []
+    )
     for i, messages in enumerate(samples):
         lines += [f"  {message.role:<10}{one_line(message.content)}" for message in messages[:-1]]
         lines += [f"    {name:<8}{one_line(texts[i])}" for name, texts in answers.items()]

@@ -31,7 +31,15 @@ from torch import Tensor
 
 import lora
 from adamw import AdamW
-from chat_template import TEMPLATES, TRAIN_ON, Message, escape_what_cannot_be_printed, one_line, printable, quoted
+from chat_template import (
+    TEMPLATES,
+    TRAIN_ON,
+    Message,
+    escape_what_cannot_be_printed,
+    one_line,
+    printable,
+    quoted,
+)
 from checkpoint import (
     HERE,
     LogFile,
@@ -46,7 +54,16 @@ from checkpoint import (
     restore,
     save_checkpoint,
 )
-from dataset import IGNORED, Data, Dataset, build_dataset, collate, micro_batches_of, prepare_data, split_weight
+from dataset import (
+    IGNORED,
+    Data,
+    Dataset,
+    build_dataset,
+    collate,
+    micro_batches_of,
+    prepare_data,
+    split_weight,
+)
 from distributed import (
     LiveLine,
     StopSignals,
@@ -73,7 +90,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 # Configuration: one field a line; the command line is made from it, and it is saved in every checkpoint
 
 
-def option(default, group: str, help: str, choices: Iterable[str] | None = None, least: float | None = None):
+def option(
+    default, group: str, help: str, choices: Iterable[str] | None = None, least: float | None = None
+):
     metadata = {"group": group, "help": help, "choices": choices, "least": least}
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata=metadata)
@@ -82,34 +101,64 @@ def option(default, group: str, help: str, choices: Iterable[str] | None = None,
 
 @dataclass
 class Config:
-    data: list[str] = option(["tiny_instruct.jsonl"], "data", "FILE or FILE:WEIGHT, the share of it seen each epoch")
-    val_data: list[str] = option([], "data", "validation files (default: 5 %% of the data, at most 200)")
-    template: str | None = option(None, "data", "chat template (default: the checkpoint's, else chatml)", TEMPLATES)
-    train_on: str = option("assistant", "data", "supervise every answer, the last one, or all text", TRAIN_ON)
-    max_length: int | None = option(None, "data", "longest conversation in tokens (default: the context)", least=1)
+    data: list[str] = option(
+        ["tiny_instruct.jsonl"], "data", "FILE or FILE:WEIGHT, the share of it seen each epoch"
+    )
+    val_data: list[str] = option(
+        [], "data", "validation files (default: 5 %% of the data, at most 200)"
+    )
+    template: str | None = option(
+        None, "data", "chat template (default: the checkpoint's, else chatml)", TEMPLATES
+    )
+    train_on: str = option(
+        "assistant", "data", "supervise every answer, the last one, or all text", TRAIN_ON
+    )
+    max_length: int | None = option(
+        None, "data", "longest conversation in tokens (default: the context)", least=1
+    )
     overlong: str = option("drop", "data", "what to do with longer ones", ("drop", "truncate"))
 
-    init: str = option("base.pt", "model", "checkpoint, Hugging Face folder, or gpt2 and the like to start from")
+    init: str = option(
+        "base.pt", "model", "checkpoint, Hugging Face folder, or gpt2 and the like to start from"
+    )
     dropout: float = option(0.0, "model", "dropout in the model while training", least=0)
-    lora_rank: int = option(0, "model", "train adapters of this rank; 0 trains all weights", least=0)
+    lora_rank: int = option(
+        0, "model", "train adapters of this rank; 0 trains all weights", least=0
+    )
     lora_alpha: float = option(16.0, "model", "LoRA's scale is alpha / rank", least=0)
     lora_dropout: float = option(0.0, "model", "dropout in front of the adapters", least=0)
-    lora_targets: list[str] = option(list(lora.ALL_TARGETS), "model", "linear layers with an adapter")
+    lora_targets: list[str] = option(
+        list(lora.ALL_TARGETS), "model", "linear layers with an adapter"
+    )
 
     epochs: int = option(2, "training", "passes over the data", least=1)
     steps: int | None = option(None, "training", "optimiser updates, instead of epochs", least=1)
     batch_tokens: int = option(384, "training", "most tokens of an optimiser step", least=1)
-    micro_batch_tokens: int = option(8192, "training", "most tokens of a forward pass, padding too", least=1)
-    lr: float | None = option(None, "training", "peak learning rate (default: 1.5e-4, LoRA 1.5e-3)", least=0)
-    warmup_steps: int | None = option(None, "training", "default: a tenth of the steps, at most 100", least=0)
+    micro_batch_tokens: int = option(
+        8192, "training", "most tokens of a forward pass, padding too", least=1
+    )
+    lr: float | None = option(
+        None, "training", "peak learning rate (default: 1.5e-4, LoRA 1.5e-3)", least=0
+    )
+    warmup_steps: int | None = option(
+        None, "training", "default: a tenth of the steps, at most 100", least=0
+    )
     weight_decay: float = option(0.01, "training", "AdamW's decay of matrices", least=0)
-    grad_clip: float = option(1.0, "training", "largest norm of the gradient; 0 does not clip", least=0)
+    grad_clip: float = option(
+        1.0, "training", "largest norm of the gradient; 0 does not clip", least=0
+    )
 
-    out: str | None = option(None, "run", "folder for checkpoints and log (default: a new out/NAME-N)")
+    out: str | None = option(
+        None, "run", "folder for checkpoints and log (default: a new out/NAME-N)"
+    )
     resume: str | None = option(None, "run", "folder of the run to go on with; needs nothing else")
     overwrite: bool = option(False, "run", "replace the run in --out")
-    eval_every: int | None = option(None, "run", "steps between validations (default: an epoch)", least=1)
-    save_every: int | None = option(None, "run", "steps between checkpoints (default: an epoch)", least=1)
+    eval_every: int | None = option(
+        None, "run", "steps between validations (default: an epoch)", least=1
+    )
+    save_every: int | None = option(
+        None, "run", "steps between checkpoints (default: an epoch)", least=1
+    )
     keep_checkpoints: int = option(2, "run", "how many of the newest stay", least=1)
     cache: str = option("out/cache", "run", "folder where large data sets stay, tokenised")
     seed: int = option(0, "run", "of data order, held-out share, dropout, adapters", least=0)
@@ -117,7 +166,9 @@ class Config:
     device: str = option("auto", "device", "where to train", ("auto", "cuda", "mps", "cpu"))
     dtype: str = option("auto", "device", "bfloat16 means autocast", ("auto", *DTYPES))
     compile: bool = option(False, "device", "torch.compile: slower to start, faster on a GPU")
-    fsdp: bool = option(False, "device", "share weights and optimiser out among the processes of torchrun")
+    fsdp: bool = option(
+        False, "device", "share weights and optimiser out among the processes of torchrun"
+    )
 
 
 LEARNING_RATE, LEARNING_RATE_LORA = 1.5e-4, 1.5e-3
@@ -133,13 +184,17 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[Config, set[str]]:
     """The configuration, and the names of those fields that the command line gives."""
     wide = functools.partial(argparse.HelpFormatter, max_help_position=38, width=118)
     parser = argparse.ArgumentParser(
-        description="Fine-tune a GPT on conversations.", argument_default=argparse.SUPPRESS, formatter_class=wide
+        description="Fine-tune a GPT on conversations.",
+        argument_default=argparse.SUPPRESS,
+        formatter_class=wide,
     )
     groups = {}
     for option_field in dataclasses.fields(Config):
         metadata, default = option_field.metadata, getattr(Config(), option_field.name)
         group = groups.setdefault(metadata["group"], parser.add_argument_group(metadata["group"]))
-        value_type = (typing.get_args(option_field.type) or (option_field.type,))[0]  # list[str] -> str
+        value_type = (typing.get_args(option_field.type) or (option_field.type,))[
+            0
+        ]  # list[str] -> str
         arguments = {"help": metadata["help"]}
         if value_type is bool:
             arguments["action"] = argparse.BooleanOptionalAction
@@ -147,9 +202,13 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[Config, set[str]]:
             arguments |= {"type": value_type, "choices": metadata["choices"]}
             if isinstance(default, list):  # `--data a --data b` means both, as `--data a b` does
                 arguments |= {"nargs": "+", "action": "extend"}
-            arguments["metavar"] = None if metadata["choices"] else {str: "NAME", int: "N", float: "X"}[value_type]
+            arguments["metavar"] = (
+                None if metadata["choices"] else {str: "NAME", int: "N", float: "X"}[value_type]
+            )
             if default not in (None, []):
-                arguments["help"] += f" ({' '.join(default) if isinstance(default, list) else default})"
+                arguments["help"] += (
+                    f" ({' '.join(default) if isinstance(default, list) else default})"
+                )
         group.add_argument("--" + option_field.name.replace("_", "-"), **arguments)
     given = vars(parser.parse_args(argv))
     return Config(**given), set(given)
@@ -159,7 +218,9 @@ def check_ranges(config: Config) -> None:
     """Raises ValueError for a value that the command line would not take: out of range, or out of a hostile file."""
     for option_field in dataclasses.fields(config):
         value, metadata = getattr(config, option_field.name), option_field.metadata
-        types = typing.get_args(option_field.type) or (option_field.type,)  # list[str] -> str; int | None -> both
+        types = typing.get_args(option_field.type) or (
+            option_field.type,
+        )  # list[str] -> str; int | None -> both
         types += (int,) if float in types else ()
         values = value if isinstance(getattr(Config(), option_field.name), list) else [value]
         good = isinstance(values, list) and all(isinstance(item, types) for item in values)
@@ -168,7 +229,9 @@ def check_ranges(config: Config) -> None:
         if good and value is not None and metadata["least"] is not None:
             good = metadata["least"] <= value < (1 if "dropout" in option_field.name else math.inf)
         if not good:
-            raise ValueError(f"--{option_field.name.replace('_', '-')} {quoted(value)} is out of range")
+            raise ValueError(
+                f"--{option_field.name.replace('_', '-')} {quoted(value)} is out of range"
+            )
 
 
 # The objective
@@ -191,7 +254,9 @@ class NLLSum(torch.autograd.Function):
         log_probs, targets = ctx.saved_tensors
         counts = targets != IGNORED  # (n,)
         probs = log_probs.exp_()  # in place: torch refuses a second pass backward
-        probs.scatter_add_(1, targets.clamp(min=0)[:, None], probs.new_full((len(targets), 1), -1.0))
+        probs.scatter_add_(
+            1, targets.clamp(min=0)[:, None], probs.new_full((len(targets), 1), -1.0)
+        )
         return probs.mul_((grad * counts)[:, None]), None
 
 
@@ -205,7 +270,9 @@ def nll_sum(logits: Tensor, targets: Tensor) -> Tensor:
     return NLLSum.apply(logits, targets)
 
 
-def nll_of_parts(model, hidden: Tensor, targets: Tensor, autocast=contextlib.nullcontext) -> Iterator[Tensor]:
+def nll_of_parts(
+    model, hidden: Tensor, targets: Tensor, autocast=contextlib.nullcontext
+) -> Iterator[Tensor]:
     """`nll_sum` of (n, C) hidden states, some rows at a time: all their logits at once would fill the memory."""
     n_rows = max(1, MOST_LOGITS // model.config.vocab_size)
     n_rows -= n_rows % ROW_MULTIPLE if n_rows > ROW_MULTIPLE else 0
@@ -230,16 +297,25 @@ def accumulate_gradients(
         with autocast():
             hidden = model(ids, at=at, real=real, head=False)  # (n, C)
         leaf = hidden.detach().requires_grad_()
-        for loss in nll_of_parts(model, leaf, targets, autocast):  # the head forward and back, then all below it back
+        for loss in nll_of_parts(
+            model, leaf, targets, autocast
+        ):  # the head forward and back, then all below it back
             (loss / n_supervised).backward()
             nll += loss.item()
-        (hidden * leaf.grad).sum().backward()  # as hidden.backward(leaf.grad), for which torch imports sympy: 0.5 s
+        (
+            hidden * leaf.grad
+        ).sum().backward()  # as hidden.backward(leaf.grad), for which torch imports sympy: 0.5 s
     return nll
 
 
 @torch.no_grad()
 def evaluate_loss(
-    model, dataset: Dataset, indices: np.ndarray, micro_batch_tokens: int, device="cpu", autocast=contextlib.nullcontext
+    model,
+    dataset: Dataset,
+    indices: np.ndarray,
+    micro_batch_tokens: int,
+    device="cpu",
+    autocast=contextlib.nullcontext,
 ) -> float:
     """Mean nll of the supervised tokens of these conversations, stop tokens included, over all processes."""
     was_training = model.training
@@ -283,24 +359,36 @@ class Run:
         """Loss on the held-out conversations; None where there are none."""
         data, limit = self.data, self.config.micro_batch_tokens
         if len(data.val_indices):
-            return evaluate_loss(self.model, data.val_set, data.val_indices, limit, self.device, self.autocast)
+            return evaluate_loss(
+                self.model, data.val_set, data.val_indices, limit, self.device, self.autocast
+            )
 
     def circumstances(self) -> str:
         """All that the last bits of a run depend on, beside its arguments."""
         threads = f"{torch.get_num_threads()} threads, {world_size()} processes"
-        return f"torch {torch.__version__}, {self.device}, {threads}" + (", --fsdp" if self.config.fsdp else "")
+        return f"torch {torch.__version__}, {self.device}, {threads}" + (
+            ", --fsdp" if self.config.fsdp else ""
+        )
 
 
 def choose_device(config: Config) -> tuple[str, torch.dtype]:
     """The device, and the number format: bf16 autocast where a GPU is good at it."""
-    has_mps = torch.backends.mps.is_available() and world_size() == 1  # it cannot talk to another process
+    has_mps = (
+        torch.backends.mps.is_available() and world_size() == 1
+    )  # it cannot talk to another process
     available = {"cuda": torch.cuda.is_available(), "mps": has_mps, "cpu": True}
-    device = next(name for name in available if available[name]) if config.device == "auto" else config.device
+    device = (
+        next(name for name in available if available[name])
+        if config.device == "auto"
+        else config.device
+    )
     if not available[device]:
         raise ValueError(f"--device {device}: torch finds none on this machine; try --device auto")
     if device == "cuda" and world_size() > 1:
         if torch.cuda.device_count() < int(os.environ["LOCAL_WORLD_SIZE"]):
-            raise ValueError("fewer GPUs than processes: torchrun needs another --nproc_per_node, or use --device cpu")
+            raise ValueError(
+                "fewer GPUs than processes: torchrun needs another --nproc_per_node, or use --device cpu"
+            )
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     good_at_bf16 = device == "cuda" and torch.cuda.is_bf16_supported()
     return device, DTYPES.get(config.dtype, torch.bfloat16 if good_at_bf16 else torch.float32)
@@ -309,21 +397,39 @@ def choose_device(config: Config) -> tuple[str, torch.dtype]:
 def resume_arguments(config: Config, given: set[str]) -> tuple[Config, dict]:
     """The saved run's configuration and its newest checkpoint. Refuses arguments that would change the numbers."""
     if not find_file(config.resume).is_dir():
-        raise ValueError(f"{config.resume}: --resume takes a run's folder; to start from a checkpoint, use --init")
+        raise ValueError(
+            f"{config.resume}: --resume takes a run's folder; to start from a checkpoint, use --init"
+        )
     saved = read_checkpoint(config.resume)
     try:
         before = Config(**saved["args"])
         check_ranges(before)
-        saved["base"]["path"], saved["base"]["template"], saved["data_digest"], saved["optimizer"], int(saved["step"])
+        (
+            saved["base"]["path"],
+            saved["base"]["template"],
+            saved["data_digest"],
+            saved["optimizer"],
+            int(saved["step"]),
+        )
     except (LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{saved['file']}: no checkpoint of a run of sft.py ({one_line(str(error))})") from None
-    changed = [name for name in given - CHANGEABLE if getattr(config, name) != getattr(before, name)]
+        raise ValueError(
+            f"{saved['file']}: no checkpoint of a run of sft.py ({one_line(str(error))})"
+        ) from None
+    changed = [
+        name for name in given - CHANGEABLE if getattr(config, name) != getattr(before, name)
+    ]
     if changed:
         names = ", ".join("--" + name.replace("_", "-") for name in sorted(changed))
-        raise ValueError(f"{config.resume}: this run has other values of {names}; leave them out to resume it")
+        raise ValueError(
+            f"{config.resume}: this run has other values of {names}; leave them out to resume it"
+        )
     if "steps" in given and config.steps != before.steps:
-        log(f"schedule  computed anew for {config.steps:,} steps: this is not the run that had them from the start")
-    return dataclasses.replace(before, **{name: getattr(config, name) for name in given & CHANGEABLE}), saved
+        log(
+            f"schedule  computed anew for {config.steps:,} steps: this is not the run that had them from the start"
+        )
+    return dataclasses.replace(
+        before, **{name: getattr(config, name) for name in given & CHANGEABLE}
+    ), saved
 
 
 def start_model(config: Config) -> tuple[GPT, Tokenizer, dict]:
@@ -331,7 +437,9 @@ def start_model(config: Config) -> tuple[GPT, Tokenizer, dict]:
     tokenizer; where it came from. Settles config.template."""
     model, tokenizer, meta = load_checkpoint(config.init, dropout=config.dropout)
     lora.merge_lora(model)
-    path = Path(meta["file"])  # the file itself: a folder's newest checkpoint may be another one tomorrow
+    path = Path(
+        meta["file"]
+    )  # the file itself: a folder's newest checkpoint may be another one tomorrow
     path = path.resolve() if path.exists() else path  # the name of a published model stays a name
     config.template = config.template or meta["template"] or "chatml"
     base = {"path": str(path.relative_to(HERE) if path.is_relative_to(HERE) else path)}
@@ -341,7 +449,14 @@ def start_model(config: Config) -> tuple[GPT, Tokenizer, dict]:
     if config.lora_rank:
         torch.manual_seed(config.seed)
         new_ids = range(n_known, tokenizer.n_vocab)
-        lora.add_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets, new_ids)
+        lora.add_lora(
+            model,
+            config.lora_rank,
+            config.lora_alpha,
+            config.lora_dropout,
+            config.lora_targets,
+            new_ids,
+        )
     else:
         model.grow_vocab(tokenizer.n_vocab)
     stop = tokenizer.special(TEMPLATES[config.template].stop)
@@ -370,31 +485,48 @@ def prepare(config: Config, given: set[str]) -> tuple[Run, dict | None]:
     if config.resume:
         config, saved = resume_arguments(config, given)
     if config.fsdp and world_size() == 1:
-        raise ValueError("--fsdp is for several processes: torchrun --nproc_per_node=2 sft.py --fsdp ...")
+        raise ValueError(
+            "--fsdp is for several processes: torchrun --nproc_per_node=2 sft.py --fsdp ..."
+        )
     device, dtype = choose_device(config)
-    log(f"device    {device}, {str(dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads")
+    log(
+        f"device    {device}, {str(dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads"
+    )
     if saved:
         model, tokenizer, saved = restore(saved, config.dropout)
         base = saved["base"]
     else:
         model, tokenizer, base = start_model(config)
-    sizes, n_parameters = model.config, sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    sizes, n_parameters = (
+        model.config,
+        sum(parameter.numel() for parameter in model.parameters()) / 1e6,
+    )
     shape = f"{sizes.n_layer} layers, {sizes.n_embd} channels, context {sizes.context_length}"
-    log(f"base      {base['path']}: {n_parameters:.1f} M parameters, {shape}, vocabulary {sizes.n_vocab:,}")
+    log(
+        f"base      {base['path']}: {n_parameters:.1f} M parameters, {shape}, vocabulary {sizes.n_vocab:,}"
+    )
     log(f"template  {config.template}; supervised: {config.train_on}")
     max_length = config.max_length or sizes.context_length
     if max_length > sizes.context_length:
-        raise ValueError(f"--max-length {max_length} is more than the model's context of {sizes.context_length}")
+        raise ValueError(
+            f"--max-length {max_length} is more than the model's context of {sizes.context_length}"
+        )
     rendering = dict(template=config.template, train_on=config.train_on, max_length=max_length)
     rendering |= dict(overlong=config.overlong, cache=Path(config.cache), show=LiveLine().show)
     build = functools.partial(build_dataset, tokenizer=tokenizer, **rendering)
     data = prepare_data(config.data, config.val_data, build, config.seed)
     if saved and saved["data_digest"] != data.digest:
         raise ValueError(f"{config.resume}: the data are not those that this run was started with")
-    samples = pick_samples(data.val_set, data.val_paths, data.val_indices if len(data.val_indices) else data.pools[0])
+    samples = pick_samples(
+        data.val_set, data.val_paths, data.val_indices if len(data.val_indices) else data.pools[0]
+    )
     model.to(torch.float64 if dtype == torch.float64 else torch.float32)
     name = split_weight(config.data[0])[0].stem
-    folder = Path(saved["file"]).parent if saved else open_folder(config.out, name, config.overwrite, config.init)
+    folder = (
+        Path(saved["file"]).parent
+        if saved
+        else open_folder(config.out, name, config.overwrite, config.init)
+    )
     log(f"folder    {folder}")
     return Run(config, device, dtype, model, tokenizer, base, data, samples, folder), saved
 
@@ -418,11 +550,20 @@ def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
 
 def save(run: Run, optimizer: AdamW, step: int) -> None:
     """Write a checkpoint, and only then remove those beyond --keep-checkpoints. One process writes for all."""
-    weights = lora.adapter_state(run.model) if run.config.lora_rank else {"model": run.model.state_dict()}
+    weights = (
+        lora.adapter_state(run.model) if run.config.lora_rank else {"model": run.model.state_dict()}
+    )
     stop = [run.tokenizer.special(TEMPLATES[run.config.template].stop)]
-    content = {"step": step, "config": asdict(run.model.config), **weights, "optimizer": optimizer.state_dict()}
+    content = {
+        "step": step,
+        "config": asdict(run.model.config),
+        **weights,
+        "optimizer": optimizer.state_dict(),
+    }
     content |= {"tokenizer": run.tokenizer.state(), "template": run.config.template, "stop": stop}
-    arguments = asdict(dataclasses.replace(run.config, resume=None, overwrite=False))  # of the run, not of this command
+    arguments = asdict(
+        dataclasses.replace(run.config, resume=None, overwrite=False)
+    )  # of the run, not of this command
     content |= {"args": arguments, "base": run.base, "data_digest": run.data.digest}
     content = gather(content | {"circumstances": run.circumstances()})
     if rank() == 0:
@@ -436,8 +577,13 @@ def make_optimizer(run: Run, saved: dict | None) -> AdamW:
     ValueError where the saved state is not one of this model."""
     if run.config.fsdp:
         shard(run.model, run.device)
-    parameters = [parameter for parameter in run.model.to(run.device).parameters() if parameter.requires_grad]
-    matrices = {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": run.config.weight_decay}
+    parameters = [
+        parameter for parameter in run.model.to(run.device).parameters() if parameter.requires_grad
+    ]
+    matrices = {
+        "params": [p for p in parameters if p.dim() >= 2],
+        "weight_decay": run.config.weight_decay,
+    }
     vectors = {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0}
     groups = [group for group in (matrices, vectors) if group["params"]]
     state = saved.pop("optimizer") if saved else None  # in one piece it may be more than fits
@@ -462,11 +608,23 @@ def train(run: Run, optimizer: AdamW, saved: dict | None, stop: StopSignals) -> 
     n_trained = sum(parameter.numel() for parameter in parameters) / 1e6
     drawing = config.seed, config.batch_tokens
     an_epoch = len(run.data.epoch_steps(*drawing, 0))
-    total = config.steps or sum(len(run.data.epoch_steps(*drawing, epoch)) for epoch in range(config.epochs))
-    peak = config.lr if config.lr is not None else LEARNING_RATE_LORA if config.lora_rank else LEARNING_RATE
+    total = config.steps or sum(
+        len(run.data.epoch_steps(*drawing, epoch)) for epoch in range(config.epochs)
+    )
+    peak = (
+        config.lr
+        if config.lr is not None
+        else LEARNING_RATE_LORA
+        if config.lora_rank
+        else LEARNING_RATE
+    )
     warmup = config.warmup_steps if config.warmup_steps is not None else min(total // 10, 100)
     eval_every, save_every = config.eval_every or an_epoch, config.save_every or an_epoch
-    what = f"LoRA rank {config.lora_rank} on {', '.join(config.lora_targets)}" if config.lora_rank else "all weights"
+    what = (
+        f"LoRA rank {config.lora_rank} on {', '.join(config.lora_targets)}"
+        if config.lora_rank
+        else "all weights"
+    )
     plan = f"{total:,} steps of at most {config.batch_tokens:,} tokens, {an_epoch:,} an epoch"
     log(f"training  {what}, {n_trained:.2f} M parameters; {plan}; learning rate {peak:g}")
 
@@ -477,7 +635,9 @@ def train(run: Run, optimizer: AdamW, saved: dict | None, stop: StopSignals) -> 
         log(f"resuming  {saved['file']}, with step {first_step:,}")
         if saved.get("circumstances") != run.circumstances():
             now = run.circumstances()
-            log(f"          saved with {saved.get('circumstances')}; now {now}: the last bits may differ")
+            log(
+                f"          saved with {saved.get('circumstances')}; now {now}: the last bits may differ"
+            )
         if first_step > total:
             log("this run is finished; a larger --steps goes on with it")
             if rank() == 0:  # a kill may have come between its last save and these
@@ -504,9 +664,13 @@ def train(run: Run, optimizer: AdamW, saved: dict | None, stop: StopSignals) -> 
         micro_batches = micro_batches_of(indices, train_set, config.micro_batch_tokens)
         batches = (collate(train_set, micro_batch, device) for micro_batch in micro_batches)
         n_supervised = int(train_set.n_supervised[indices].sum())
-        seeds = (dropout_seed(config.seed, step, i) if uses_dropout else None for i in itertools.count())
+        seeds = (
+            dropout_seed(config.seed, step, i) if uses_dropout else None for i in itertools.count()
+        )
         nll = accumulate_gradients(forward, batches, n_supervised, run.autocast, seeds)
-        nll, n_stops = sum_over_processes([nll, float(stop.requested > 0)])  # first, as it notices a dead process
+        nll, n_stops = sum_over_processes(
+            [nll, float(stop.requested > 0)]
+        )  # first, as it notices a dead process
         sum_gradients(parameters)
         loss = nll / n_supervised
 
@@ -514,7 +678,9 @@ def train(run: Run, optimizer: AdamW, saved: dict | None, stop: StopSignals) -> 
         total_norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
         norm = unsharded(total_norm).item()
         check_finite(step, loss=loss, gradient_norm=norm)
-        if norm > (config.grad_clip or math.inf):  # clip_grad_norm_ would multiply all gradients, by 1 if need be
+        if norm > (
+            config.grad_clip or math.inf
+        ):  # clip_grad_norm_ would multiply all gradients, by 1 if need be
             torch.nn.utils.clip_grads_with_norm_(parameters, config.grad_clip, total_norm)
         optimizer.step()
         optimizer.zero_grad()
@@ -536,7 +702,9 @@ def train(run: Run, optimizer: AdamW, saved: dict | None, stop: StopSignals) -> 
         seconds = time.monotonic() - started
         left = round(seconds / (step - first_step + 1) * (total - step))
         line = f"step {step:,}/{total:,}  loss {loss:.4f}  lr {rate:.2e}  {n_tokens / seconds:,.0f} tokens/s"
-        line += f"  {left // 60}:{left % 60:02} left" + ("" if val_loss is None else f"  val loss {val_loss:.4f}")
+        line += f"  {left // 60}:{left % 60:02} left" + (
+            "" if val_loss is None else f"  val loss {val_loss:.4f}"
+        )
         live.show(line, last=val_loss is not None or stopping or step == total)
         if stopping:
             log(f"stopped after step {step:,}, saved. To go on: {resume_command(run.folder)}")
@@ -580,18 +748,26 @@ def main(argv: Sequence[str] | None = None) -> int:
                 status = train(run, optimizer, saved, stop)
                 leave_together()
             return status
-        except (FloatingPointError, OSError) as error:  # an OSError in the loop is a full disk, or the like
+        except (
+            FloatingPointError,
+            OSError,
+        ) as error:  # an OSError in the loop is a full disk, or the like
             kept = next(map(str, checkpoints_in(run.folder)), "none was written yet")
             return fail(f"{error}. Last good checkpoint: {kept}" if rank() == 0 else error)
         except KeyboardInterrupt:
             to_go_on = f"to go on: {resume_command(run.folder)}"
-            log("\ninterrupted; " + (to_go_on if checkpoints_in(run.folder) else "nothing was saved yet"))
+            log(
+                "\ninterrupted; "
+                + (to_go_on if checkpoints_in(run.folder) else "nothing was saved yet")
+            )
             return 128 + (stop.requested or signal.SIGINT)
     return 128 + stop.requested  # a signal came while one of these messages was printed
 
 
 if __name__ == "__main__":
     status = main()
-    if world_size() > 1:  # sharding leaves threads, which may abort Python's own exit: torchrun would call it a failure
+    if (
+        world_size() > 1
+    ):  # sharding leaves threads, which may abort Python's own exit: torchrun would call it a failure
         os._exit(status)
     sys.exit(status)

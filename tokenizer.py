@@ -23,7 +23,9 @@ END_OF_TEXT = "<|endoftext|>"
 
 # GPT-2's pattern. Two differences that change no text with fewer than 100,000 white-space characters in a row: `++` is
 # possessive, and the run before a word is bounded, because the matcher overflows its stack on a megabyte of spaces.
-GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s{1,100000}(?!\S)|\s"
+GPT2_SPLIT = (
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s{1,100000}(?!\S)|\s"
+)
 # Ours differs in one alternative: each digit stands alone, so that a small model can learn to add column by column.
 SPLIT = GPT2_SPLIT.replace(r" ?\p{N}++", r"\p{N}")
 
@@ -35,8 +37,12 @@ class Tokenizer:
         """`ranks` maps a token's bytes to its id; `special_tokens` a special token's name to its id."""
         self.ranks, self.special_tokens, self.split = ranks, special_tokens, split
         ids = [*ranks.values(), *special_tokens.values()]
-        if sorted(ids) != list(range(len(ids))) or any(bytes([byte]) not in ranks for byte in range(256)):
-            raise ValueError("the ids of a tokenizer run from 0, each once, and all 256 bytes are among its tokens")
+        if sorted(ids) != list(range(len(ids))) or any(
+            bytes([byte]) not in ranks for byte in range(256)
+        ):
+            raise ValueError(
+                "the ids of a tokenizer run from 0, each once, and all 256 bytes are among its tokens"
+            )
         self._encoding = tiktoken.Encoding(
             "from-ranks", pat_str=split, mergeable_ranks=ranks, special_tokens=special_tokens
         )
@@ -73,7 +79,9 @@ class Tokenizer:
         """The id of a special token. Raises ValueError where this tokenizer has no such token."""
         if name not in self.special_tokens:
             known = ", ".join(self.special_tokens)
-            raise ValueError(f"the tokenizer has no special token {name!r} (it has {known}); add it with with_special")
+            raise ValueError(
+                f"the tokenizer has no special token {name!r} (it has {known}); add it with with_special"
+            )
         return self.special_tokens[name]
 
     def with_special(self, names: Iterable[str]) -> "Tokenizer":
@@ -85,14 +93,19 @@ class Tokenizer:
 
     def state(self) -> dict:
         """Plain strings and numbers from which `from_state` makes the same tokenizer; goes into checkpoints."""
-        tokens = [base64.b64encode(token).decode("ascii") for token in sorted(self.ranks, key=self.ranks.__getitem__)]
+        tokens = [
+            base64.b64encode(token).decode("ascii")
+            for token in sorted(self.ranks, key=self.ranks.__getitem__)
+        ]
         return {"split": self.split, "tokens": tokens, "special_tokens": dict(self.special_tokens)}
 
     @classmethod
     def from_state(cls, state: dict) -> "Tokenizer":
         """Raises ValueError where the pattern is not one of ours: a pattern out of a file could take for ever."""
         if state["split"] not in (SPLIT, GPT2_SPLIT):
-            raise ValueError("the tokenizer splits text by a pattern that tokenizer.py does not know")
+            raise ValueError(
+                "the tokenizer splits text by a pattern that tokenizer.py does not know"
+            )
         ranks = {base64.b64decode(token): rank for rank, token in enumerate(state["tokens"])}
         return cls(ranks, dict(state["special_tokens"]), state["split"])
 
@@ -105,14 +118,19 @@ class Tokenizer:
         try:
             return cls.from_state(json.loads(Path(path).read_text(encoding="utf-8")))
         except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not a saved tokenizer ({type(error).__name__}: {error})") from error
+            raise ValueError(
+                f"{path} is not a saved tokenizer ({type(error).__name__}: {error})"
+            ) from error
 
     @classmethod
     def gpt2(cls) -> "Tokenizer":
         """GPT-2's 50,257 tokens, from tiktoken's cache or its download. Raises OSError where neither is to be had."""
         try:
             encoding = tiktoken.get_encoding("gpt2")
-        except (OSError, ValueError) as error:  # no network, or something else than the file: a log-in page, say
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # no network, or something else than the file: a log-in page, say
             raise OSError(
                 "GPT-2's vocabulary is not on this machine and could not be downloaded. Where there is a network, run "
                 "TIKTOKEN_CACHE_DIR=FOLDER python -c 'import tiktoken; tiktoken.get_encoding(\"gpt2\")', bring FOLDER "
@@ -126,10 +144,14 @@ def check_unicode(text: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(f"the text holds a lone surrogate (character {error.start}), which is not Unicode") from None
+        raise ValueError(
+            f"the text holds a lone surrogate (character {error.start}), which is not Unicode"
+        ) from None
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = (END_OF_TEXT,)) -> Tokenizer:
+def train_bpe(
+    texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = (END_OF_TEXT,)
+) -> Tokenizer:
     """Learn a vocabulary of `vocab_size` ids (256 bytes, learned tokens, special tokens) from `texts`.
 
     Each round adds the byte string that neighbouring tokens give most often in the texts as encoded so far; of equally
@@ -139,14 +161,18 @@ def train_bpe(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[st
     """
     n_text_tokens = vocab_size - len(special_tokens)
     if n_text_tokens < 256:
-        raise ValueError(f"vocab_size must be at least {256 + len(special_tokens)} (256 bytes and the special tokens)")
+        raise ValueError(
+            f"vocab_size must be at least {256 + len(special_tokens)} (256 bytes and the special tokens)"
+        )
     ranks = {bytes([byte]): byte for byte in range(256)}
     piece_counts = Counter(piece for text in texts for piece in regex.findall(SPLIT, text))
     pieces = [[bytes([byte]) for byte in piece.encode("utf-8")] for piece in piece_counts]
     weights = list(piece_counts.values())
 
     counts: Counter[bytes] = Counter()  # bytes that a pair of neighbours gives -> how often
-    found_in: defaultdict[bytes, set[int]] = defaultdict(set)  # the same -> pieces that have or had such a pair
+    found_in: defaultdict[bytes, set[int]] = defaultdict(
+        set
+    )  # the same -> pieces that have or had such a pair
     for index, (parts, weight) in enumerate(zip(pieces, weights)):
         for candidate in pair_bytes(parts):
             counts[candidate] += weight
@@ -208,7 +234,9 @@ def merge_pairs(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
     for token in sorted(ranks, key=ranks.__getitem__):
         parts = [bytes([byte]) for byte in token]
         while len(parts) > 2:
-            rank, i = min((ranks.get(pair, len(ranks)), i) for i, pair in enumerate(pair_bytes(parts)))
+            rank, i = min(
+                (ranks.get(pair, len(ranks)), i) for i, pair in enumerate(pair_bytes(parts))
+            )
             if rank == len(ranks):
                 raise ValueError(f"no join of two tokens gives the token {token!r:.60}")
             parts[i : i + 2] = [parts[i] + parts[i + 1]]

@@ -45,7 +45,9 @@ def ours(task: Task, record: Record, lora_rank: int = 0) -> None:
     """The step of sft.train, made of the same functions, without logging, validation and saving."""
     sft.keep_freed_memory()
     model = our_model(task.config)
-    if lora_rank:  # the two special tokens' rows are trained with it, as in a run from a base that lacks them
+    if (
+        lora_rank
+    ):  # the two special tokens' rows are trained with it, as in a run from a base that lacks them
         lora.add_lora(model, lora_rank, token_ids=TOKEN_IDS)
     config = sft.Config(weight_decay=0.0, grad_clip=CLIP, lora_rank=lora_rank, compile=task.compile)
     dtype = torch.bfloat16 if task.bfloat16 else torch.float32
@@ -76,13 +78,20 @@ def plain_loop(task: Task, record: Record, tuned: bool = False) -> None:
     kernel, no mask (padding stands on the right, where causal attention does not look), freed memory kept."""
     if tuned:
         sft.keep_freed_memory()
-    model = transformers_model(task.config, "gelu_pytorch_tanh" if tuned else "gelu_new").to(task.device).train()
+    model = (
+        transformers_model(task.config, "gelu_pytorch_tanh" if tuned else "gelu_new")
+        .to(task.device)
+        .train()
+    )
     settings = dict(lr=LEARNING_RATE, betas=BETAS, eps=EPSILON, weight_decay=0.0)
     optimizer = torch.optim.AdamW(model.parameters(), **settings, fused=True if tuned else None)
     forward = torch.compile(model, dynamic=True) if task.compile else model
     record.start()
     for indices in task.steps:
-        batch = {name: tensor.to(task.device) for name, tensor in padded_batch(task.dataset, indices).items()}
+        batch = {
+            name: tensor.to(task.device)
+            for name, tensor in padded_batch(task.dataset, indices).items()
+        }
         if tuned:
             del batch["attention_mask"]
         with task.autocast():
@@ -116,22 +125,47 @@ def trl(task: Task, record: Record, padding_free: bool = False, tuned: bool = Fa
 
     rows = [ids_and_labels(task.dataset, index) for indices in task.steps for index in indices]
     dataset = Dataset.from_list([{"input_ids": ids, "labels": labels} for ids, labels in rows])
-    vocabulary = Tokenizer(models.WordLevel({"<pad>": 0, "<stop>": 1}, unk_token="<pad>"))  # of no use, but asked for
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=vocabulary, pad_token="<pad>", eos_token="<stop>")
+    vocabulary = Tokenizer(
+        models.WordLevel({"<pad>": 0, "<stop>": 1}, unk_token="<pad>")
+    )  # of no use, but asked for
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=vocabulary, pad_token="<pad>", eos_token="<stop>"
+    )
     model = transformers_model(task.config, "gelu_pytorch_tanh" if tuned else "gelu_new")
     with tempfile.TemporaryDirectory() as folder:
-        same = dict(learning_rate=LEARNING_RATE, lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=CLIP)
-        same |= dict(
-            adam_beta1=BETAS[0], adam_beta2=BETAS[1], adam_epsilon=EPSILON, num_train_epochs=1, max_length=None
+        same = dict(
+            learning_rate=LEARNING_RATE,
+            lr_scheduler_type="constant",
+            weight_decay=0.0,
+            max_grad_norm=CLIP,
         )
-        same |= dict(per_device_train_batch_size=len(task.steps[0]), train_sampling_strategy="sequential")
+        same |= dict(
+            adam_beta1=BETAS[0],
+            adam_beta2=BETAS[1],
+            adam_epsilon=EPSILON,
+            num_train_epochs=1,
+            max_length=None,
+        )
+        same |= dict(
+            per_device_train_batch_size=len(task.steps[0]), train_sampling_strategy="sequential"
+        )
         same |= dict(gradient_checkpointing=False, padding_free=padding_free)
-        quiet = dict(output_dir=folder, report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True)
+        quiet = dict(
+            output_dir=folder,
+            report_to="none",
+            save_strategy="no",
+            logging_steps=1,
+            disable_tqdm=True,
+        )
         quiet |= dict(dataloader_pin_memory=False)
         where = dict(use_cpu=task.device == "cpu", bf16=task.bfloat16, torch_compile=task.compile)
         settings = SFTConfig(**same, **quiet, **where)
         trainer = SFTTrainer(
-            model=model, args=settings, train_dataset=dataset, processing_class=tokenizer, callbacks=[Watch()]
+            model=model,
+            args=settings,
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            callbacks=[Watch()],
         )
         trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
         trainer.train()
@@ -148,7 +182,9 @@ CONTENDERS: dict[str, Callable[[Task, Record], None]] = {
 }
 
 
-def multiplication_rate(task: Task, multiply: Callable = torch.mm, size: int | None = None) -> float:
+def multiplication_rate(
+    task: Task, multiply: Callable = torch.mm, size: int | None = None
+) -> float:
     """Multiplications and additions a second in a product of two large square matrices, at its median."""
     size = size or (8192 if task.device == "cuda" else 2048)
     dtype = torch.bfloat16 if task.bfloat16 else torch.float32

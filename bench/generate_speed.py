@@ -54,15 +54,21 @@ def their_generate(args: argparse.Namespace, tuned: bool):
 
     def generate(prompts: list[list[int]]) -> list[list[int]]:
         longest = max(map(len, prompts))
-        ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=args.device)
-        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        ids = torch.tensor(
+            [[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=args.device
+        )
+        mask = torch.tensor(
+            [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        )
         settings = dict(do_sample=False, use_cache=True, pad_token_id=0, eos_token_id=None)
         settings |= dict(max_new_tokens=args.new_tokens, min_new_tokens=args.new_tokens)
         # Like ours, it never takes the rows that only round the vocabulary up.
         shape = SHAPES[args.shape]
         settings |= dict(suppress_tokens=list(range(shape.n_vocab, shape.vocab_size)))
         with torch.no_grad():
-            return model.generate(ids, attention_mask=mask.to(args.device), **settings)[:, longest:].tolist()
+            return model.generate(ids, attention_mask=mask.to(args.device), **settings)[
+                :, longest:
+            ].tolist()
 
     return generate
 
@@ -71,7 +77,11 @@ def run(args: argparse.Namespace) -> dict:
     """One contender's times, in seconds, and ids, for each number of prompts."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    generate = our_generate(args) if args.contender == "ours" else their_generate(args, "tuned" in args.contender)
+    generate = (
+        our_generate(args)
+        if args.contender == "ours"
+        else their_generate(args, "tuned" in args.contender)
+    )
     result = {}
     for number in args.prompts:
         prompts = draw_prompts(number, args.prompt_tokens, SHAPES[args.shape].n_vocab)
@@ -91,10 +101,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="0: torch's default")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--contender", choices=CONTENDERS, help="run this one only, here, and print JSON")
+    parser.add_argument(
+        "--contender", choices=CONTENDERS, help="run this one only, here, and print JSON"
+    )
     args = parser.parse_args()
     if args.prompt_tokens + args.new_tokens > SHAPES[args.shape].context_length:
-        parser.error(f"--prompt-tokens and --new-tokens do not fit into {SHAPES[args.shape].context_length} tokens")
+        parser.error(
+            f"--prompt-tokens and --new-tokens do not fit into {SHAPES[args.shape].context_length} tokens"
+        )
     if args.contender:
         print(json.dumps(run(args)))
         return 0
@@ -114,7 +128,9 @@ def main() -> int:
             row = [name, str(number), f"{seconds:.2f}", f"{rate:,.0f}", f"{memory:,.0f}"]
             rows.append([*row, f"{seconds / fastest:.2f}", f"{same:.0%}"])
     print(machine(args.device))
-    print(f"shape {args.shape}, {args.new_tokens} new tokens a prompt; medians of {args.rounds} rounds\n")
+    print(
+        f"shape {args.shape}, {args.new_tokens} new tokens a prompt; medians of {args.rounds} rounds\n"
+    )
     print(format_table(HEADER, rows))
     return 0
 

@@ -46,7 +46,10 @@ def comparison(results: dict[str, Sequence[dict]]) -> str:
             continue
         seconds, megabytes = median(rounds, "seconds"), median(rounds, "peak_mb")
         first, mean = rounds[0]["first_loss"], rounds[0]["mean_loss"]
-        ratios = [f"{seconds / median(ours, 'seconds'):.2f}", f"{megabytes / median(ours, 'peak_mb'):.2f}"]
+        ratios = [
+            f"{seconds / median(ours, 'seconds'):.2f}",
+            f"{megabytes / median(ours, 'peak_mb'):.2f}",
+        ]
         difference = abs(first - ours[0]["first_loss"])
         same = difference <= LARGEST_DIFFERENCE  # NaN is not
         note = "" if same else f"not comparable: its first loss is {difference:.4f} away"
@@ -72,7 +75,9 @@ def floor(ours: Sequence[dict], rates: Sequence[dict], config: GPTConfig) -> str
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--against", default="trl,hf", help="any of trl, hf, with commas; or nothing")
+    parser.add_argument(
+        "--against", default="trl,hf", help="any of trl, hf, with commas; or nothing"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     add_arguments(parser)
     args = parser.parse_args()
@@ -86,7 +91,9 @@ def main() -> int:
             parser.error(str(error))
     names = [name for group in dict.fromkeys(["ours", *against]) for name in GROUPS[group]]
     shared = shared_arguments(args)
-    results = measure({name: [CONTENDERS, name, *shared] for name in [*names, "multiplication"]}, args.rounds)
+    results = measure(
+        {name: [CONTENDERS, name, *shared] for name in [*names, "multiplication"]}, args.rounds
+    )
     rates = results.pop("multiplication")
     if error := failed(results["ours"]) or failed(rates):
         print(f"error: {error}", file=sys.stderr)

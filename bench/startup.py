@@ -44,7 +44,9 @@ def tokenising(data: Path, tokenizer: Tokenizer, seconds: float) -> float:
     """Tokens a second through reading, parsing, rendering and masking, in one process, as a run does it."""
     tokens, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
-        dataset, _ = build_dataset([data], tokenizer, "chatml", max_length=1024, overlong="truncate")
+        dataset, _ = build_dataset(
+            [data], tokenizer, "chatml", max_length=1024, overlong="truncate"
+        )
         tokens += len(dataset.ids)
     return tokens / (time.perf_counter() - started)
 
@@ -63,20 +65,31 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     rows = [["ours", f"{median(ours, 'training'):.2f}", f"{median(ours, 'step 1/2'):.2f}"]]
-    contender, arguments = str(Path(__file__).parent / "contenders.py"), ["--data", str(path), "--steps", "1"]
+    contender, arguments = (
+        str(Path(__file__).parent / "contenders.py"),
+        ["--data", str(path), "--steps", "1"],
+    )
     names = [name for name in args.against.split(",") if name]
-    for name, rounds in measure({name: [contender, name, *arguments] for name in names}, args.rounds).items():
+    for name, rounds in measure(
+        {name: [contender, name, *arguments] for name in names}, args.rounds
+    ).items():
         error = failed(rounds)
-        rows.append([name, *((error, "") if error else (f"{median(rounds, 'ready_seconds'):.2f}", "-"))])
+        rows.append(
+            [name, *((error, "") if error else (f"{median(rounds, 'ready_seconds'):.2f}", "-"))]
+        )
     print(f"{machine('cpu')}; medians of {args.rounds} rounds\n")
     print(format_table(["", "s to the first step", "s to its end"], rows) + "\n")
-    tokenizers = {"the base's vocabulary": load_checkpoint("base.pt")[1].with_special(SPECIAL_TOKENS)}
+    tokenizers = {
+        "the base's vocabulary": load_checkpoint("base.pt")[1].with_special(SPECIAL_TOKENS)
+    }
     try:
         tokenizers["GPT-2's vocabulary"] = Tokenizer.gpt2().with_special(SPECIAL_TOKENS)
     except OSError as error:
         print(f"GPT-2's vocabulary is left out: {error}", file=sys.stderr)
     for name, tokenizer in tokenizers.items():
-        rates = [tokenising(path, tokenizer, args.seconds / args.rounds) for _ in range(args.rounds)]
+        rates = [
+            tokenising(path, tokenizer, args.seconds / args.rounds) for _ in range(args.rounds)
+        ]
         print(f"tokenising {path.name}, one core, {name}: {np.median(rates):,.0f} tokens/s")
     return 0
 

@@ -28,13 +28,22 @@ from dataset import IGNORED, Dataset, build_dataset  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 from tokenizer import Tokenizer  # noqa: E402
 
-SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>")  # of ChatML; in GPT-2's vocabulary they get the ids 50,257 and 50,258
+SPECIAL_TOKENS = (
+    "<|im_start|>",
+    "<|im_end|>",
+)  # of ChatML; in GPT-2's vocabulary they get the ids 50,257 and 50,258
 VOCABULARY = dict(vocab_size=50304, n_vocab=50259)
 SHAPES = {
-    "tiny": GPTConfig(**VOCABULARY, context_length=64, n_layer=2, n_head=2, n_embd=32),  # to see that all works
+    "tiny": GPTConfig(
+        **VOCABULARY, context_length=64, n_layer=2, n_head=2, n_embd=32
+    ),  # to see that all works
     "small": GPTConfig(**VOCABULARY, context_length=512, n_layer=6, n_head=6, n_embd=384),
-    "gpt2": GPTConfig(**VOCABULARY, context_length=1024, n_layer=12, n_head=12, n_embd=768),  # 124 M parameters
-    "gpt2-medium": GPTConfig(**VOCABULARY, context_length=1024, n_layer=24, n_head=16, n_embd=1024),  # 355 M
+    "gpt2": GPTConfig(
+        **VOCABULARY, context_length=1024, n_layer=12, n_head=12, n_embd=768
+    ),  # 124 M parameters
+    "gpt2-medium": GPTConfig(
+        **VOCABULARY, context_length=1024, n_layer=24, n_head=16, n_embd=1024
+    ),  # 355 M
 }
 
 # The optimiser of all: AdamW without decay at a constant learning rate, gradients clipped to norm 1.
@@ -67,11 +76,17 @@ class Task:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that make a task. `shared_arguments` hands them on to a contender's process."""
-    parser.add_argument("--data", help="conversations in any form that sft.py reads (default: drawn at random)")
+    parser.add_argument(
+        "--data", help="conversations in any form that sft.py reads (default: drawn at random)"
+    )
     parser.add_argument("--shape", default="small", choices=SHAPES)
-    parser.add_argument("--max-length", type=int, default=512, help="longer conversations are truncated")
+    parser.add_argument(
+        "--max-length", type=int, default=512, help="longer conversations are truncated"
+    )
     parser.add_argument("--batch-size", type=int, default=8, help="conversations a step")
-    parser.add_argument("--steps", type=int, default=0, help="the first steps of the epoch only (0: all)")
+    parser.add_argument(
+        "--steps", type=int, default=0, help="the first steps of the epoch only (0: all)"
+    )
     parser.add_argument("--threads", type=int, default=0, help="0: torch's default")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--bfloat16", action="store_true")
@@ -107,7 +122,9 @@ def make_task(args: argparse.Namespace, tokenizer: Tokenizer | None = None) -> T
         dataset = random_dataset(lengths.clip(16, args.max_length), config.n_vocab)
     order = np.random.default_rng(0).permutation(len(dataset))
     steps = np.split(order, range(args.batch_size, len(order), args.batch_size))
-    return Task(config, dataset, steps[: args.steps or None], args.device, args.bfloat16, args.compile)
+    return Task(
+        config, dataset, steps[: args.steps or None], args.device, args.bfloat16, args.compile
+    )
 
 
 def random_dataset(lengths: Sequence[int], n_vocab: int) -> Dataset:
@@ -140,7 +157,12 @@ def padded_batch(dataset: Dataset, indices: np.ndarray) -> dict[str, Tensor]:
 
 NAMES = {"tok_emb": "wte", "pos_emb": "wpe", "blocks": "h", "attn_norm": "ln_1", "mlp_norm": "ln_2"}
 NAMES |= {"qkv": "c_attn", "proj": "c_proj", "up": "c_fc", "down": "c_proj", "final_norm": "ln_f"}
-TRANSPOSED = ("qkv.weight", "proj.weight", "up.weight", "down.weight")  # (in, out) there, (out, in) here
+TRANSPOSED = (
+    "qkv.weight",
+    "proj.weight",
+    "up.weight",
+    "down.weight",
+)  # (in, out) there, (out, in) here
 
 
 def initial_weight(name: str, shape: Sequence[int], n_layer: int) -> Tensor:
@@ -149,8 +171,13 @@ def initial_weight(name: str, shape: Sequence[int], n_layer: int) -> Tensor:
         return torch.zeros(shape)
     if "norm" in name:
         return torch.ones(shape)
-    deviation = 0.02 / math.sqrt(2 * n_layer) if name.endswith(("proj.weight", "down.weight")) else 0.02
-    return torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode()))) * deviation
+    deviation = (
+        0.02 / math.sqrt(2 * n_layer) if name.endswith(("proj.weight", "down.weight")) else 0.02
+    )
+    return (
+        torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
+        * deviation
+    )
 
 
 @torch.no_grad()
@@ -168,11 +195,21 @@ def transformers_model(config: GPTConfig, activation: str):
     import transformers
 
     transformers.logging.set_verbosity_error()
-    sizes = dict(vocab_size=config.vocab_size, n_positions=config.context_length, n_embd=config.n_embd)
-    sizes |= dict(n_layer=config.n_layer, n_head=config.n_head, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    sizes = dict(
+        vocab_size=config.vocab_size, n_positions=config.context_length, n_embd=config.n_embd
+    )
+    sizes |= dict(
+        n_layer=config.n_layer,
+        n_head=config.n_head,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
     tokens = dict(bos_token_id=50256, eos_token_id=50258)
     model = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(**sizes, **tokens, activation_function=activation)  # attention: sdpa, its default
+        transformers.GPT2Config(
+            **sizes, **tokens, activation_function=activation
+        )  # attention: sdpa, its default
     )
     theirs = dict(model.transformer.named_parameters())
     with torch.device("meta"):
@@ -209,7 +246,9 @@ class Record:
         step_seconds = [after - before for before, after in zip(self.ends, self.ends[1:])]
         sizes = dict(tokens=task.tokens, supervised=task.supervised, step_tokens=tokens)
         losses = dict(first_loss=self.losses[0], mean_loss=sum(self.losses) / len(self.losses))
-        times = dict(seconds=sum(step_seconds), step_seconds=step_seconds, started_at=self.started_at)
+        times = dict(
+            seconds=sum(step_seconds), step_seconds=step_seconds, started_at=self.started_at
+        )
         return {**sizes, **losses, **times, "peak_mb": peak_memory(task.device)}
 
 
@@ -219,7 +258,9 @@ def peak_memory(device: str) -> float:
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
     try:
-        return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024 / 1e6
+        return (
+            int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024 / 1e6
+        )
     except FileNotFoundError:
         import resource
 
@@ -235,13 +276,19 @@ def measure(commands: dict[str, Sequence[str]], rounds: int) -> dict[str, list[d
             print(f"round {number + 1}/{rounds}: {name}", file=sys.stderr, flush=True)
             launched_at = time.time()
             environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-            process = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment)
+            process = subprocess.run(
+                [sys.executable, *command], capture_output=True, text=True, env=environment
+            )
             if process.returncode == 0:
                 result = json.loads(process.stdout.splitlines()[-1])
                 if "started_at" in result:
                     result["ready_seconds"] = result["started_at"] - launched_at
             else:
-                result = {"error": (process.stderr.strip().splitlines() or [f"exit status {process.returncode}"])[-1]}
+                result = {
+                    "error": (
+                        process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
+                    )[-1]
+                }
             results[name].append(result)
     return results
 
@@ -273,7 +320,11 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = []
     for line in (header, *rows):
         cells = zip(line, widths, header)
-        lines.append("  ".join(cell.rjust(width) if title else cell.ljust(width) for cell, width, title in cells))
+        lines.append(
+            "  ".join(
+                cell.rjust(width) if title else cell.ljust(width) for cell, width, title in cells
+            )
+        )
     return "\n".join(line.rstrip() for line in lines)
 
 

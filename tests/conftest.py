@@ -34,7 +34,9 @@ CONFIG = GPTConfig(vocab_size=257, context_length=256, n_layer=2, n_head=4, n_em
 
 
 def pytest_addoption(parser) -> None:
-    parser.addoption("--full", action="store_true", help="tests/faults: all faults, not the share that CI takes")
+    parser.addoption(
+        "--full", action="store_true", help="tests/faults: all faults, not the share that CI takes"
+    )
 
 
 class Zygote:
@@ -46,10 +48,17 @@ class Zygote:
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.process = subprocess.Popen(command, env=environment, text=True, **pipes)
 
-    def run(self, folder: Path, arguments: str, fault: dict | None = None, processes: int = 1) -> list[dict]:
+    def run(
+        self, folder: Path, arguments: str, fault: dict | None = None, processes: int = 1
+    ) -> list[dict]:
         """The end of each process: "status", "out", "err"; and the "lines" that the fault has counted."""
         folder.mkdir(exist_ok=True)
-        request = {"argv": arguments.split(), "cwd": str(folder), "fault": fault or {}, "processes": processes}
+        request = {
+            "argv": arguments.split(),
+            "cwd": str(folder),
+            "fault": fault or {},
+            "processes": processes,
+        }
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
@@ -74,10 +83,14 @@ def counts() -> Counter[str]:
 
 def pytest_terminal_summary(terminalreporter) -> None:
     if FAULTS:
-        terminalreporter.write_line("faults: " + ", ".join(f"{n:,} {name}" for name, n in FAULTS.items()))
+        terminalreporter.write_line(
+            "faults: " + ", ".join(f"{n:,} {name}" for name, n in FAULTS.items())
+        )
     if not HAS_PEERS:
         how = "pip install -r tests/peers/requirements.txt && python -m pytest tests/peers"
-        terminalreporter.write_line(f"tests/peers, against transformers and peft, skipped. To run it: {how}")
+        terminalreporter.write_line(
+            f"tests/peers, against transformers and peft, skipped. To run it: {how}"
+        )
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -106,7 +119,11 @@ def make_base(path: Path, seed: int = 0, **changes) -> Path:
     tokenizer = Tokenizer({bytes([byte]): byte for byte in range(256)}, {END_OF_TEXT: 256})
     torch.manual_seed(seed)
     model = GPT(dataclasses.replace(CONFIG, **changes))
-    content = {"config": dataclasses.asdict(model.config), "model": model.state_dict(), "tokenizer": tokenizer.state()}
+    content = {
+        "config": dataclasses.asdict(model.config),
+        "model": model.state_dict(),
+        "tokenizer": tokenizer.state(),
+    }
     save_checkpoint(path, content | {"template": None, "stop": [256], "step": 0, "args": {}})
     return path
 
@@ -117,14 +134,20 @@ def base(tmp_path: Path) -> Path:
 
 
 def write_jsonl(path: Path, records: list) -> Path:
-    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records),
+        encoding="utf-8",
+    )
     return path
 
 
 def conversation(*turns: str, **more) -> dict:
     """Alternating user and assistant turns as a record in the messages form."""
     roles = ("user", "assistant")
-    return {"messages": [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)], **more}
+    return {
+        "messages": [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)],
+        **more,
+    }
 
 
 def assert_exact(actual: torch.Tensor, expected: torch.Tensor) -> None:

@@ -17,8 +17,13 @@ SETTINGS = dict(betas=(0.9, 0.95), eps=1e-4)
 
 def parameters_and_groups(dtype: torch.dtype) -> tuple[list[nn.Parameter], list[dict]]:
     torch.manual_seed(0)
-    parameters = [nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in ((7, 5), (300, 4), (9,), (1,))]
-    matrices, vectors = {"params": parameters[:2], "weight_decay": 0.1}, {"params": parameters[2:], "weight_decay": 0.0}
+    parameters = [
+        nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in ((7, 5), (300, 4), (9,), (1,))
+    ]
+    matrices, vectors = (
+        {"params": parameters[:2], "weight_decay": 0.1},
+        {"params": parameters[2:], "weight_decay": 0.0},
+    )
     return parameters, [matrices | {"lr": 0.0}, vectors | {"lr": 0.0}]
 
 
@@ -28,7 +33,9 @@ def train(optimizer, parameters: list[nn.Parameter], steps: range) -> None:
         for group in optimizer.param_groups:
             group["lr"] = 0.1 / (1 + step)
         for parameter in parameters:
-            parameter.grad = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter.grad = torch.randn(
+                parameter.shape, generator=generator, dtype=parameter.dtype
+            )
         optimizer.step()
         optimizer.zero_grad()
         assert all(parameter.grad is None for parameter in parameters)
@@ -63,7 +70,9 @@ def test_a_state_of_torchs_is_gone_on_with():
     ours = AdamW(groups, **SETTINGS, state=copy.deepcopy(theirs.state_dict()))
     train(theirs, expected, range(3, 5))
     train(ours, parameters, range(3, 5))
-    assert all(torch.equal(parameter, reference) for parameter, reference in zip(parameters, expected))
+    assert all(
+        torch.equal(parameter, reference) for parameter, reference in zip(parameters, expected)
+    )
 
 
 def refused(groups: list[dict], state: object) -> None:
@@ -94,7 +103,14 @@ def test_a_state_of_other_shapes_is_refused():
         bad = copy.deepcopy(good)
         del bad["state"][i][name]
         refused(groups, bad)
-    for bad in ({}, {"state": []}, {"state": {0: good["state"][0]}}, [], torch.zeros(2), {"state": {0: 1, 1: 2}}):
+    for bad in (
+        {},
+        {"state": []},
+        {"state": {0: good["state"][0]}},
+        [],
+        torch.zeros(2),
+        {"state": {0: 1, 1: 2}},
+    ):
         refused(groups, bad)
 
 
@@ -102,8 +118,19 @@ def test_training_does_not_import_the_compiler(tmp_path: Path):
     """Which is what this file is for: torch.optim.AdamW does, and so does `backward` with a gradient."""
     data = tmp_path / "data.jsonl"
     data.write_text('{"prompt": "One?", "completion": "Two."}\n')
-    arguments = ["--data", str(data), "--steps", "2", "--out", str(tmp_path / "run"), "--device", "cpu"]
+    arguments = [
+        "--data",
+        str(data),
+        "--steps",
+        "2",
+        "--out",
+        str(tmp_path / "run"),
+        "--device",
+        "cpu",
+    ]
     program = f"import sys, sft; assert sft.main({arguments}) == 0"
     program += "; assert not {'torch._dynamo', 'sympy'} & {*sys.modules}"
-    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
+    )
     assert ended.returncode == 0, ended.stderr

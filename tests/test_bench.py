@@ -56,7 +56,9 @@ def small_task(tmp_path: Path, chat_tokenizer: Tokenizer) -> task.Task:
 # The task
 
 
-def test_all_get_the_ids_that_our_renderer_writes(tmp_path: Path, chat_tokenizer: Tokenizer) -> None:
+def test_all_get_the_ids_that_our_renderer_writes(
+    tmp_path: Path, chat_tokenizer: Tokenizer
+) -> None:
     path = write_jsonl(tmp_path / "data.jsonl", [conversation("Hi", "Yo")])
     dataset = task.make_task(arguments("--data", str(path)), chat_tokenizer).dataset
     ids, labels = task.ids_and_labels(dataset, 0)
@@ -85,14 +87,20 @@ def test_a_padded_batch_teaches_what_our_micro_batch_teaches(small_task: task.Ta
     assert shifted[at].equal(targets)
 
 
-def test_an_over_long_conversation_is_cut_for_all(tmp_path: Path, chat_tokenizer: Tokenizer) -> None:
+def test_an_over_long_conversation_is_cut_for_all(
+    tmp_path: Path, chat_tokenizer: Tokenizer
+) -> None:
     path = write_jsonl(tmp_path / "data.jsonl", [conversation("Hi", "Yo" * 99)])
-    dataset = task.make_task(arguments("--data", str(path), "--max-length", "30"), chat_tokenizer).dataset
+    dataset = task.make_task(
+        arguments("--data", str(path), "--max-length", "30"), chat_tokenizer
+    ).dataset
     assert [len(values) for values in task.ids_and_labels(dataset, 0)] == [30, 30]
 
 
 def test_a_contender_gets_the_same_arguments() -> None:
-    given = arguments("--data", "a file", "--shape", "gpt2", "--steps", "3", "--bfloat16", "--device", "cuda")
+    given = arguments(
+        "--data", "a file", "--shape", "gpt2", "--steps", "3", "--bfloat16", "--device", "cuda"
+    )
     assert arguments(*task.shared_arguments(given)) == given
     assert arguments(*task.shared_arguments(arguments())) == arguments()
 
@@ -112,7 +120,9 @@ def test_initial_weights_depend_on_nothing_but_their_names() -> None:
     assert all(tensor.equal(second[name]) for name, tensor in first.items())
     assert not first["blocks.0.mlp.up.weight"].equal(first["blocks.1.mlp.up.weight"])
     assert first["blocks.0.attn.proj.weight"].std() < 0.6 * first["blocks.0.attn.qkv.weight"].std()
-    assert (first["blocks.0.attn_norm.weight"] == 1).all() and not first["blocks.0.mlp.up.bias"].any()
+    assert (first["blocks.0.attn_norm.weight"] == 1).all() and not first[
+        "blocks.0.mlp.up.bias"
+    ].any()
 
 
 # Our contender
@@ -123,7 +133,9 @@ def test_ours_learns_what_a_padded_loop_learns(small_task: task.Task) -> None:
     record = task.Record()
     contenders.ours(small_task, record)
     model = task.our_model(SMALL)
-    optimizer = torch.optim.AdamW(model.parameters(), task.LEARNING_RATE, task.BETAS, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), task.LEARNING_RATE, task.BETAS, weight_decay=0.0
+    )
     for indices, loss in zip(small_task.steps, record.losses, strict=True):
         batch = task.padded_batch(small_task.dataset, indices)
         targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
@@ -135,7 +147,9 @@ def test_ours_learns_what_a_padded_loop_learns(small_task: task.Task) -> None:
         optimizer.step()
 
 
-def test_lora_starts_from_the_same_loss_and_trains_something_else(small_task: task.Task, monkeypatch) -> None:
+def test_lora_starts_from_the_same_loss_and_trains_something_else(
+    small_task: task.Task, monkeypatch
+) -> None:
     monkeypatch.setattr(contenders, "TOKEN_IDS", (257, 258))  # the byte tokenizer's
     full, adapted = task.Record(), task.Record()
     contenders.ours(small_task, full)
@@ -146,7 +160,16 @@ def test_lora_starts_from_the_same_loss_and_trains_something_else(small_task: ta
 
 def test_a_contender_in_its_own_process_prints_its_result() -> None:
     """Without a file, so without GPT-2's vocabulary; a step's seconds and tokens add up to the whole."""
-    command = [str(BENCH / "contenders.py"), "ours", "--shape", "tiny", "--max-length", "32", "--steps", "2"]
+    command = [
+        str(BENCH / "contenders.py"),
+        "ours",
+        "--shape",
+        "tiny",
+        "--max-length",
+        "32",
+        "--steps",
+        "2",
+    ]
     [result] = task.measure({"ours": command}, 1)["ours"]
     assert sum(result["step_tokens"]) == result["tokens"] and len(result["step_tokens"]) == 2
     assert math.isclose(sum(result["step_seconds"]), result["seconds"])
@@ -174,7 +197,9 @@ def test_the_table_holds_medians_and_ratios() -> None:
     table = [line.split() for line in sft_speed.comparison(results).splitlines()[1:]]
     assert table[0] == ["ours", "4.00", "250", "500", "10.0000", "9.0000", "1.00", "1.00"]
     assert table[1] == ["slow", "8.00", "125", "1,500", "10.0000", "9.0000", "2.00", "3.00"]
-    marked = [line for line in sft_speed.comparison(results).splitlines() if "not comparable" in line]
+    marked = [
+        line for line in sft_speed.comparison(results).splitlines() if "not comparable" in line
+    ]
     assert [line.split()[0] for line in marked] == ["other", "no"]
     assert "its first loss is 0.0011 away" in marked[0]
     assert sft_speed.comparison(results).splitlines()[-1].endswith("failed: No module named 'trl'")
@@ -186,12 +211,16 @@ def test_the_floor_counts_the_head_at_supervised_positions_only() -> None:
     assert task.floating_point_operations(config, tokens=5, supervised=2) == 6 * (48 * 5 + 20 * 2)
     config = task.our_model(SMALL).config
     names = dict(task.our_model(SMALL).named_parameters())
-    matrices = [tensor.numel() for name, tensor in names.items() if tensor.dim() == 2 and "emb" not in name]
+    matrices = [
+        tensor.numel() for name, tensor in names.items() if tensor.dim() == 2 and "emb" not in name
+    ]
     assert task.matmul_parameters(config) == (sum(matrices), names["tok_emb.weight"].numel())
 
 
 def test_the_share_of_the_floor() -> None:
-    config = GPTConfig(vocab_size=10, context_length=8, n_layer=1, n_head=1, n_embd=2)  # 6 * (48 * 1000 + 20 * 200)
+    config = GPTConfig(
+        vocab_size=10, context_length=8, n_layer=1, n_head=1, n_embd=2
+    )  # 6 * (48 * 1000 + 20 * 200)
     rates = [{"rate": rate, "our_rate": 2 * rate, "threads": 2} for rate in (1e3, 312e3, 9e9)]
     _, by_torch, by_ours = sft_speed.floor([result(4)], rates, config).splitlines()
     assert by_torch.startswith("  1.00 s") and by_torch.endswith("ours reaches 25% of it")
@@ -209,7 +238,11 @@ def test_contenders_run_in_turn_and_one_that_fails_is_told(tmp_path: Path) -> No
     )
     results = task.measure({name: [str(script), name, str(log)] for name in "abc"}, 2)
     assert log.read_text() == "abcabc"
-    assert results == {"a": [{"name": "a"}] * 2, "b": [{"error": "the reason"}] * 2, "c": [{"name": "c"}] * 2}
+    assert results == {
+        "a": [{"name": "a"}] * 2,
+        "b": [{"error": "the reason"}] * 2,
+        "c": [{"name": "c"}] * 2,
+    }
     assert task.failed(results["b"]) == "the reason" and task.failed(results["a"]) is None
 
 
@@ -229,13 +262,17 @@ def test_without_a_gpu_one_line_says_so(monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["gpu_speed.py"])
     assert gpu_speed.main() == 2
     out, err = capsys.readouterr()
-    assert not out and err == "error: torch finds no CUDA GPU on this machine; nothing was measured\n"
+    assert (
+        not out and err == "error: torch finds no CUDA GPU on this machine; nothing was measured\n"
+    )
 
 
 def test_gpu_rates_leave_the_first_steps_out() -> None:
     rounds = [{**result(1), "step_tokens": [100, 10, 10], "step_seconds": [50.0, 1.0, 1.0]}]
     slower = [{**rounds[0], "step_seconds": [1.0, 2.0, 2.0]}]
-    rows = gpu_speed.rows_of({"ours": rounds, "hf compiled": slower, "trl": [{"error": "why"}]}, 1e15, "tiny", 1)
+    rows = gpu_speed.rows_of(
+        {"ours": rounds, "hf compiled": slower, "trl": [{"error": "why"}]}, 1e15, "tiny", 1
+    )
     assert [row[2] for row in rows] == ["10", "5", "-"]
     assert [row[6] for row in rows] == ["1.00", "0.50", "-"]
     assert [row[1] for row in rows] == ["no", "yes", "no"] and rows[2][-1] == "failed: why"

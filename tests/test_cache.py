@@ -38,16 +38,22 @@ def files(tmp_path: Path, monkeypatch) -> list[Path]:
 def here(monkeypatch) -> list[int]:
     """No processes, which take seconds to start; each file that is tokenised."""
     times: list[int] = []
-    monkeypatch.setattr(dataset, "map_in_processes", lambda *rest: times.append(1) or dataset.map_here(*rest))
+    monkeypatch.setattr(
+        dataset, "map_in_processes", lambda *rest: times.append(1) or dataset.map_here(*rest)
+    )
     return times
 
 
-def build(paths: list[Path], tokenizer, cache: Path | None, **settings) -> tuple[dataset.Dataset, list[str]]:
+def build(
+    paths: list[Path], tokenizer, cache: Path | None, **settings
+) -> tuple[dataset.Dataset, list[str]]:
     settings = {"template": "xml", "max_length": 70} | settings
     return build_dataset(paths, tokenizer, cache=cache, **settings)
 
 
-def assert_same(one: tuple[dataset.Dataset, list[str]], other: tuple[dataset.Dataset, list[str]]) -> None:
+def assert_same(
+    one: tuple[dataset.Dataset, list[str]], other: tuple[dataset.Dataset, list[str]]
+) -> None:
     assert one[1] == other[1] and one[0].digest == other[0].digest
     for name, dtype in COLUMNS.items():
         left, right = getattr(one[0], name), getattr(other[0], name)
@@ -59,7 +65,10 @@ def test_processes_and_disk_change_nothing(files, tokenizer, tmp_path: Path):
     """Claims 8, 22: the same arrays in the same order, the same report, from many processes, and from the disk."""
     expected, told = build(files, tokenizer, None), []
     assert len(expected[0]) > 700 and "dropped" in "\n".join(expected[1])
-    assert_same(build(files, tokenizer, tmp_path / "cache", show=lambda text, last: told.append(text)), expected)
+    assert_same(
+        build(files, tokenizer, tmp_path / "cache", show=lambda text, last: told.append(text)),
+        expected,
+    )
     assert len(told) > 10 and f"{files[0]}: 700 conversations tokenised, in" in "\n".join(told)
     assert_same(build(files, tokenizer, tmp_path / "cache"), expected)
     [folder] = (tmp_path / "cache").iterdir()
@@ -78,7 +87,10 @@ def test_what_is_found_is_not_tokenised_again(files, tokenizer, tmp_path: Path, 
     ]
     for number, settings in enumerate(variants, 1):
         for _ in range(2):
-            assert_same(build(files, tokenizer, cache, **settings), build(files, tokenizer, None, **settings))
+            assert_same(
+                build(files, tokenizer, cache, **settings),
+                build(files, tokenizer, None, **settings),
+            )
         assert len(here) == 2 * number
     build(files[::-1], tokenizer, cache)
     build(files, tokenizer.with_special(["<s>"]), cache)
@@ -88,11 +100,15 @@ def test_what_is_found_is_not_tokenised_again(files, tokenizer, tmp_path: Path, 
     os.utime(files[0], ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as large and as old as before
     assert_same(build(files, tokenizer, cache), build(files, tokenizer, None))
     renamed = files[0].rename(tmp_path / "other name.jsonl")
-    assert_same(build([renamed, files[1]], tokenizer, cache), build([renamed, files[1]], tokenizer, None))
+    assert_same(
+        build([renamed, files[1]], tokenizer, cache), build([renamed, files[1]], tokenizer, None)
+    )
     assert len(here) == 2 * (len(variants) + 3)
 
 
-def test_the_code_that_renders_is_part_of_the_name(files, tokenizer, tmp_path: Path, here, monkeypatch):
+def test_the_code_that_renders_is_part_of_the_name(
+    files, tokenizer, tmp_path: Path, here, monkeypatch
+):
     """Whoever changes a template must not be given yesterday's tokens."""
     for module in ("chat_template", "tokenizer_module"):
         source = Path(getattr(dataset, module).__file__)
@@ -100,8 +116,15 @@ def test_the_code_that_renders_is_part_of_the_name(files, tokenizer, tmp_path: P
     before = dataset.cache_key(files, dataset.Renderer(tokenizer, "xml", "all", 9, "drop"))
     for module in ("chat_template", "tokenizer_module"):
         with monkeypatch.context() as patch:
-            patch.setattr(getattr(dataset, module), "__file__", str(tmp_path / f"{module.removesuffix('_module')}.py"))
-            assert dataset.cache_key(files, dataset.Renderer(tokenizer, "xml", "all", 9, "drop")) != before
+            patch.setattr(
+                getattr(dataset, module),
+                "__file__",
+                str(tmp_path / f"{module.removesuffix('_module')}.py"),
+            )
+            assert (
+                dataset.cache_key(files, dataset.Renderer(tokenizer, "xml", "all", 9, "drop"))
+                != before
+            )
 
 
 @pytest.mark.parametrize("name", [*COLUMNS, "about.json"])
@@ -111,7 +134,14 @@ def test_damage_is_noticed_and_mended(files, tokenizer, tmp_path: Path, here, ca
     build(files, tokenizer, cache)
     [path] = cache.glob(f"*/{name}")
     whole = path.read_bytes()
-    for damaged in (whole[:-1], whole[: len(whole) // 2], b"", bytes([whole[0] ^ 1]) + whole[1:], whole + b"1", None):
+    for damaged in (
+        whole[:-1],
+        whole[: len(whole) // 2],
+        b"",
+        bytes([whole[0] ^ 1]) + whole[1:],
+        whole + b"1",
+        None,
+    ):
         path.write_bytes(damaged) if damaged is not None else path.unlink()
         capsys.readouterr()
         assert_same(build(files, tokenizer, cache), expected)
@@ -138,7 +168,11 @@ def test_what_fails_leaves_nothing(files, tokenizer, tmp_path: Path, capsys):
 def test_the_cache_is_bounded(files, tokenizer, tmp_path: Path, here):
     """The data sets that were used last stay; whatever else is in the folder is none of our business."""
     cache = tmp_path / "cache"
-    strangers = [cache / "my notes" / "about.json", cache / "file", cache / ("f" * 32) / "something"]
+    strangers = [
+        cache / "my notes" / "about.json",
+        cache / "file",
+        cache / ("f" * 32) / "something",
+    ]
     for stranger in strangers:
         stranger.parent.mkdir(parents=True, exist_ok=True)
         stranger.write_text("mine")
@@ -152,7 +186,9 @@ def test_the_cache_is_bounded(files, tokenizer, tmp_path: Path, here):
     for age, folder in enumerate(folders[1:] + folders[:1]):  # the first one was used again
         os.utime(folder, (time.time() - 100 + age,) * 2)
     newest = use(200)
-    assert [folder.exists() for folder in folders] == [True, False] + [True] * (dataset.KEPT - 2) and newest.exists()
+    assert [folder.exists() for folder in folders] == [True, False] + [True] * (
+        dataset.KEPT - 2
+    ) and newest.exists()
     assert all(stranger.exists() for stranger in strangers)
 
 
@@ -166,7 +202,10 @@ def test_who_comes_second_waits(files, tokenizer, tmp_path: Path, here, monkeypa
 
     monkeypatch.setattr(dataset, "render_files", slow)
     cache = tmp_path / "cache"
-    threads = [threading.Thread(target=lambda: made.append(build(files, tokenizer, cache))) for _ in range(3)]
+    threads = [
+        threading.Thread(target=lambda: made.append(build(files, tokenizer, cache)))
+        for _ in range(3)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -192,9 +231,20 @@ def start_tokenising(folder: Path) -> tuple[subprocess.Popen, set[int]]:
     make_base(folder / "base.pt")
     record = json.dumps(conversation("q" * 100, "a" * 100)) + "\n"
     (folder / "large.jsonl").write_text(record * (dataset.LARGE // len(record) + 1))
-    command = [sys.executable, str(Path(sft.__file__)), "--data", "large.jsonl", "--init", "base.pt", "--steps", "1"]
+    command = [
+        sys.executable,
+        str(Path(sft.__file__)),
+        "--data",
+        "large.jsonl",
+        "--init",
+        "base.pt",
+        "--steps",
+        "1",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    run = subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     while b"conversations tokenised" not in run.stdout.readline():
         assert run.poll() is None, run.stderr.read()
     helpers = children(run.pid)
@@ -210,7 +260,10 @@ def test_whoever_stops_the_run_stops_its_helpers(tmp_path: Path, number: int):
     run, helpers = start_tokenising(tmp_path)
     run.send_signal(number)
     out, err = run.communicate(timeout=100)
-    assert run.returncode == (-number if number == signal.SIGKILL else 128 + number) and b"Traceback" not in err, err
+    assert (
+        run.returncode == (-number if number == signal.SIGKILL else 128 + number)
+        and b"Traceback" not in err
+    ), err
     wait_until_gone(helpers)
     left = list((tmp_path / "out/cache").iterdir())
     assert all(path.suffix == ".tmp" for path in left) and (number == signal.SIGKILL or not left)
@@ -240,7 +293,9 @@ except KeyboardInterrupt:
 def test_ctrl_c_between_two_batches_does_not_hang():
     """It did: the pool waited for a batch that was in its books and in no queue."""
     place = Path(dataset.__file__).parent
-    ended = subprocess.run([sys.executable, "-c", INTERRUPTED], cwd=place, capture_output=True, timeout=60)
+    ended = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], cwd=place, capture_output=True, timeout=60
+    )
     assert ended.stdout == b"interrupted\n", ended.stderr
 
 
@@ -248,10 +303,14 @@ def test_ctrl_c_between_two_batches_does_not_hang():
 def test_a_helper_that_is_killed_ends_the_run(tmp_path: Path):
     """As where memory runs out: one line, no traceback, no half of a cache."""
     run, helpers = start_tokenising(tmp_path)
-    os.kill(max(helpers), signal.SIGKILL)  # the youngest: a worker, and not the process that forks them
+    os.kill(
+        max(helpers), signal.SIGKILL
+    )  # the youngest: a worker, and not the process that forks them
     out, err = run.communicate(timeout=100)
     assert run.returncode == 2 and err.decode().count("\n") == 1, err
-    assert b"error: one of the processes that tokenise was killed; was there too little memory?" in err
+    assert (
+        b"error: one of the processes that tokenise was killed; was there too little memory?" in err
+    )
     wait_until_gone(helpers)
     assert list((tmp_path / "out/cache").iterdir()) == []
 
@@ -260,7 +319,9 @@ def test_only_a_few_batches_are_under_way(tokenizer, tmp_path: Path):
     """However large the file is, memory holds only a few batches of it: with each result that is fetched, one more."""
     taken, ahead = itertools.count(), []
     batches = ((tmp_path, next(taken), [(1, conversation("q", "a"))]) for _ in range(200))
-    results = dataset.map_in_processes(dataset.Renderer(tokenizer, "xml", "all", 99, "drop"), batches)
+    results = dataset.map_in_processes(
+        dataset.Renderer(tokenizer, "xml", "all", 99, "drop"), batches
+    )
     for fetched, (columns, _) in enumerate(results, 1):
         assert columns["sources"].tolist() == [fetched - 1]
         ahead.append(next(copy.copy(taken)) - fetched)

@@ -23,7 +23,9 @@ class Script:
     def __init__(self, *answers: str | None):
         self.answers, self.prompts, self.sampling = list(answers), [], []
 
-    def stream(self, prompts: list[list[int]], max_new_tokens: int, **sampling) -> Iterator[dict[int, int]]:
+    def stream(
+        self, prompts: list[list[int]], max_new_tokens: int, **sampling
+    ) -> Iterator[dict[int, int]]:
         [prompt] = prompts
         self.prompts.append(list(prompt))
         self.sampling.append({"max_new_tokens": max_new_tokens, **sampling})
@@ -38,8 +40,22 @@ class Script:
 def tuned(tmp_path_factory) -> Path:
     """A short run; base.pt beside it. The context has 256 tokens, every one a byte."""
     folder = tmp_path_factory.mktemp("chat")
-    base, data = make_base(folder / "base.pt"), write_jsonl(folder / "data.jsonl", [conversation("q", "a")])
-    arguments = ["--data", str(data), "--init", str(base), "--steps", "5", "--lr", "0.1", "--out", str(folder / "run")]
+    base, data = (
+        make_base(folder / "base.pt"),
+        write_jsonl(folder / "data.jsonl", [conversation("q", "a")]),
+    )
+    arguments = [
+        "--data",
+        str(data),
+        "--init",
+        str(base),
+        "--steps",
+        "5",
+        "--lr",
+        "0.1",
+        "--out",
+        str(folder / "run"),
+    ]
     assert sft.main(arguments) == 0
     return folder / "run"
 
@@ -56,7 +72,9 @@ def talk(tuned, monkeypatch, capsys):
                 raise EOFError
             return pending.pop(0)
 
-        monkeypatch.setattr(GPT, "stream", lambda model, *args, **named: script.stream(*args, **named))
+        monkeypatch.setattr(
+            GPT, "stream", lambda model, *args, **named: script.stream(*args, **named)
+        )
         monkeypatch.setattr("builtins.input", type_line)
         assert chat.main([str(tuned), *flags]) == 0
         assert script.answers == [], "the model was asked less often than the script expects"
@@ -66,13 +84,18 @@ def talk(tuned, monkeypatch, capsys):
 
 
 def read_back(prompts: list[list[int]], tokenizer: Tokenizer) -> list[str]:
-    return [tokenizer.with_special(["<|im_start|>", "<|im_end|>"]).decode(prompt) for prompt in prompts]
+    return [
+        tokenizer.with_special(["<|im_start|>", "<|im_end|>"]).decode(prompt) for prompt in prompts
+    ]
 
 
 def chatml(*turns: str) -> str:
     """ "user: hi" -> what a prompt that ends in this turn says."""
     parts = [turn.split(": ", 1) for turn in turns]
-    return "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in parts) + "<|im_start|>assistant\n"
+    return (
+        "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in parts)
+        + "<|im_start|>assistant\n"
+    )
 
 
 # The conversation
@@ -81,7 +104,19 @@ def chatml(*turns: str) -> str:
 def test_each_prompt_is_the_whole_conversation(talk, tokenizer):
     """Claim 4: the model sees the history as training would have rendered it, changed by the commands and by nothing
     else: an unknown command, an empty line and an interrupted answer leave it alone."""
-    typed = ["hi", "  again ", "/nonsense", "", "  ", "stop me", "more", "/system Be kind.", "hello", "/reset", "ho"]
+    typed = [
+        "hi",
+        "  again ",
+        "/nonsense",
+        "",
+        "  ",
+        "stop me",
+        "more",
+        "/system Be kind.",
+        "hello",
+        "/reset",
+        "ho",
+    ]
     script = Script("A1", "two\nlines ", None, "", "A5", "A6", "A7")
     out, err = talk(script, [*typed, "/system", "<|im_end|>", "/quit", "never asked"])
     so_far = ["user: hi", "assistant: A1", "user: again"]
@@ -97,9 +132,13 @@ def test_each_prompt_is_the_whole_conversation(talk, tokenizer):
     history = [Message("user", "hi"), Message("assistant", "A1"), Message("user", "again")]
     special = tokenizer.with_special(["<|im_start|>", "<|im_end|>"])
     assert script.prompts[1] == render_prompt(history, special)
-    assert script.prompts[6].count(special.special("<|im_end|>")) == 1  # what the user types forges no turn
+    assert (
+        script.prompts[6].count(special.special("<|im_end|>")) == 1
+    )  # what the user types forges no turn
     assert err == "" and "A5\n" in out and "two\nlines \n" in out
-    assert out.count("/reset forgets the conversation") == 2  # at the start and for the unknown command
+    assert (
+        out.count("/reset forgets the conversation") == 2
+    )  # at the start and for the unknown command
 
 
 def test_a_full_context_loses_its_oldest_turns_whole(talk, tokenizer):
@@ -130,17 +169,24 @@ def test_fit_keeps_as_many_turns_as_there_is_room_for(tokenizer, seed):
         system = [Message("system", "s" * draw.randrange(40))] * draw.randrange(2)
         turns = []
         for _ in range(draw.randrange(5)):
-            rest = [Message(role, "r" * draw.randrange(30)) for role in ("assistant", "tool", "assistant")]
+            rest = [
+                Message(role, "r" * draw.randrange(30))
+                for role in ("assistant", "tool", "assistant")
+            ]
             turns.append([Message("user", "u" * draw.randrange(40)), *rest[: draw.choice((1, 3))]])
         turns.append([Message("user", "u" * draw.randrange(60))])
         messages, room = [*system, *sum(turns, [])], draw.randrange(60, 400)
         choices = [([*system, *sum(turns[n:], [])], sum(turns[:n], [])) for n in range(len(turns))]
-        fitting = [choice for choice in choices if len(render_prompt(choice[0], tokenizer, "xml")) <= room]
+        fitting = [
+            choice for choice in choices if len(render_prompt(choice[0], tokenizer, "xml")) <= room
+        ]
         if fitting:
             assert chat.fit(messages, tokenizer, "xml", room) == fitting[0]
         else:
             length = len(render_prompt(choices[-1][0], tokenizer, "xml"))
-            with pytest.raises(ValueError, match=f"a prompt of {length} tokens; the context has room for {room}"):
+            with pytest.raises(
+                ValueError, match=f"a prompt of {length} tokens; the context has room for {room}"
+            ):
                 chat.fit(messages, tokenizer, "xml", room)
         outcomes.add("refused" if not fitting else "dropped" if fitting[0][1] else "whole")
     assert outcomes == {"refused", "dropped", "whole"}
@@ -153,14 +199,19 @@ def written_forms(text: str, template: str) -> list[list[str]]:
     """How a model may write a text, character by character."""
     if template != "json":
         return [list(text)]
-    return [[json.dumps(char, ensure_ascii=ascii_only)[1:-1] for char in text] for ascii_only in (False, True)]
+    return [
+        [json.dumps(char, ensure_ascii=ascii_only)[1:-1] for char in text]
+        for ascii_only in (False, True)
+    ]
 
 
 @pytest.mark.parametrize("template", ["chatml", "json"])
 def test_every_character_is_shown_as_soon_as_it_is_whole(template, monkeypatch):
     """Claim 4, read back: the pieces join to the text; no half character, half escape or half surrogate pair is shown,
     and nothing that is complete is held back, while the model writes one byte at a time."""
-    tokenizer = Tokenizer({bytes([i]): i for i in range(256)}, {"<|endoftext|>": 256, "<|im_end|>": 257})
+    tokenizer = Tokenizer(
+        {bytes([i]): i for i in range(256)}, {"<|endoftext|>": 256, "<|im_end|>": 257}
+    )
     tokenizer = tokenizer.with_special(TEMPLATES[template].special_tokens)
     draw = random.Random(3)
 
@@ -172,7 +223,11 @@ def test_every_character_is_shown_as_soon_as_it_is_whole(template, monkeypatch):
             for byte in "".join(form).encode():
                 yield {0: byte}
                 sent += bytes([byte])
-                whole = next(n for n in range(len(text), -1, -1) if sent.startswith("".join(form[:n]).encode()))
+                whole = next(
+                    n
+                    for n in range(len(text), -1, -1)
+                    if sent.startswith("".join(form[:n]).encode())
+                )
                 assert "".join(shown) == text[:whole]
 
         monkeypatch.setattr(GPT, "stream", stream)
@@ -187,7 +242,9 @@ def test_every_character_is_shown_as_soon_as_it_is_whole(template, monkeypatch):
             check(text, form)
 
 
-@pytest.mark.parametrize("written", ['a"b', "\\q", "x\\", "\\ud83d!", '\\n"b', "a\\nb\\", "a\\tb\\ud83d"])
+@pytest.mark.parametrize(
+    "written", ['a"b', "\\q", "x\\", "\\ud83d!", '\\n"b', "a\\nb\\", "a\\tb\\ud83d"]
+)
 def test_what_is_no_json_string_is_shown_like_a_finished_answer(written, talk, monkeypatch):
     """A model can write what the json template cannot read. Chat and scoring then see the same text."""
     script = Script(written)
@@ -204,7 +261,9 @@ def test_an_answer_drives_no_terminal(talk, tokenizer):
     out, _ = talk(script, ["hi", "on"], "--base")
     harmless = "\\x1b[2Jred\\x07\\r\\u202eback\\x9b1m\nend"
     assert out.split("\n", 1)[1] == f"base:  {harmless}\ntuned: {harmless}\n" * 2 + "\n"
-    assert read_back(script.prompts[3:], tokenizer) == [chatml("user: hi", f"assistant: {wild}", "user: on")]
+    assert read_back(script.prompts[3:], tokenizer) == [
+        chatml("user: hi", f"assistant: {wild}", "user: on")
+    ]
 
 
 def test_prompt_prints_the_answer_alone(talk):
@@ -212,7 +271,14 @@ def test_prompt_prints_the_answer_alone(talk):
     script = Script("the\nanswer")
     flags = "--temperature 0.5 --top-k 7 --top-p 0.25 --seed 11 --max-new-tokens 20".split()
     assert talk(script, [], "--prompt", "hi", *flags) == ("the\nanswer\n", "")
-    expected = {"temperature": 0.5, "top_k": 7, "top_p": 0.25, "seed": 11, "max_new_tokens": 20, "stop": [258]}
+    expected = {
+        "temperature": 0.5,
+        "top_k": 7,
+        "top_p": 0.25,
+        "seed": 11,
+        "max_new_tokens": 20,
+        "stop": [258],
+    }
     assert script.sampling == [expected]
 
 
@@ -223,14 +289,24 @@ def test_the_base_continues_the_bare_text(tuned, tokenizer, capsys):
     ids = [256, *b"hi"]
     for _ in range(12):
         ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
-    continuation = tokenizer.decode(ids[3:]) if 256 not in ids[3:] else tokenizer.decode(ids[3 : ids.index(256, 3)])
-    assert capsys.readouterr().out.startswith(f"base:  {chat.printable(continuation, keep=chr(10))}\ntuned: ")
+    continuation = (
+        tokenizer.decode(ids[3:])
+        if 256 not in ids[3:]
+        else tokenizer.decode(ids[3 : ids.index(256, 3)])
+    )
+    assert capsys.readouterr().out.startswith(
+        f"base:  {chat.printable(continuation, keep=chr(10))}\ntuned: "
+    )
 
 
 @pytest.mark.parametrize(
     "checkpoint, flags, reason",
     [
-        ("base.pt", "", "base.pt is a base model, which knows no turns; tune it first, with sft.py"),
+        (
+            "base.pt",
+            "",
+            "base.pt is a base model, which knows no turns; tune it first, with sft.py",
+        ),
         ("nowhere", "", "nowhere: no such file"),
         ("damaged.pt", "", "damaged.pt: .*(damaged|no whole checkpoint)"),
         ("empty", "", "empty: no whole checkpoint here"),
@@ -238,9 +314,17 @@ def test_the_base_continues_the_bare_text(tuned, tokenizer, capsys):
         ("run", "--top-k 0", "top_k must be at least 1, not 0"),
         ("run", "--top-p 1.5", "top_p must be in .0, 1., not 1.5"),
         ("run", "--max-new-tokens -5", "max-new-tokens"),
-        ("run", "--prompt " + "x" * 300, "this message makes a prompt of 319 tokens; the context has room for 128"),
+        (
+            "run",
+            "--prompt " + "x" * 300,
+            "this message makes a prompt of 319 tokens; the context has room for 128",
+        ),
         ("run", "--prompt \udcff", "lone surrogate"),
-        ("run", "--device cuda", "--device cuda: torch finds none on this machine; try --device auto"),
+        (
+            "run",
+            "--device cuda",
+            "--device cuda: torch finds none on this machine; try --device auto",
+        ),
     ],
 )
 def test_bad_input_gets_one_clear_line(tuned, monkeypatch, capsys, checkpoint, flags, reason):

@@ -25,17 +25,39 @@ from checkpoint import (
 def run_folder(path: Path, steps: tuple[int, ...] = (1, 2)) -> Path:
     path.mkdir()
     for step in steps:
-        save_checkpoint(path / f"checkpoint-{step:07d}.pt", {"step": step, "model": {"w": torch.arange(500.0) * step}})
+        save_checkpoint(
+            path / f"checkpoint-{step:07d}.pt",
+            {"step": step, "model": {"w": torch.arange(500.0) * step}},
+        )
     return path
 
 
 def damages(data: bytes) -> list[bytes]:
     """Cut off, flipped, lengthened, emptied."""
     draw = random.Random(0)
-    cuts = [0, 1, 73, 74, len(data) - 74, len(data) - 73, len(data) - 1, *(draw.randrange(len(data)) for _ in range(9))]
-    flips = [0, len(data) - 75, len(data) - 70, len(data) - 1, *(draw.randrange(len(data)) for _ in range(30))]
+    cuts = [
+        0,
+        1,
+        73,
+        74,
+        len(data) - 74,
+        len(data) - 73,
+        len(data) - 1,
+        *(draw.randrange(len(data)) for _ in range(9)),
+    ]
+    flips = [
+        0,
+        len(data) - 75,
+        len(data) - 70,
+        len(data) - 1,
+        *(draw.randrange(len(data)) for _ in range(30)),
+    ]
     flipped = [data[:i] + bytes([data[i] ^ 1 << draw.randrange(8)]) + data[i + 1 :] for i in flips]
-    return [data[:cut] for cut in cuts] + flipped + [data + b"\n", data + data, bytes(len(data)), data[1:]]
+    return (
+        [data[:cut] for cut in cuts]
+        + flipped
+        + [data + b"\n", data + data, bytes(len(data)), data[1:]]
+    )
 
 
 def test_a_damaged_file_is_refused_and_the_one_before_is_used(tmp_path: Path, capsys):
@@ -105,7 +127,9 @@ def test_runs_that_start_together_get_a_folder_each(tmp_path: Path):
     (tmp_path / "run-2").touch()
     with ThreadPoolExecutor(8) as pool:
         folders = list(pool.map(make_numbered_folder, [str(tmp_path / "run")] * 40))
-    assert sorted(map(str, folders)) == sorted(str(tmp_path / f"run-{n}") for n in (1, *range(3, 42)))
+    assert sorted(map(str, folders)) == sorted(
+        str(tmp_path / f"run-{n}") for n in (1, *range(3, 42))
+    )
 
 
 def test_a_save_that_is_cut_off_leaves_the_earlier_file(tmp_path: Path, monkeypatch):
@@ -124,8 +148,13 @@ def test_a_save_that_is_cut_off_leaves_the_earlier_file(tmp_path: Path, monkeypa
             patch.setattr(module, name, cut_off)
             with pytest.raises(OSError, match=name):
                 save_checkpoint(path, {"step": 3})
-        assert sorted(file.name for file in folder.iterdir()) == ["checkpoint-0000001.pt", path.name]
-        assert is_whole(path) and torch.equal(read_checkpoint(folder)["model"]["w"], earlier["model"]["w"])
+        assert sorted(file.name for file in folder.iterdir()) == [
+            "checkpoint-0000001.pt",
+            path.name,
+        ]
+        assert is_whole(path) and torch.equal(
+            read_checkpoint(folder)["model"]["w"], earlier["model"]["w"]
+        )
 
         def noted(*arguments, name=name, genuine=genuine):
             calls.append(name)
@@ -156,7 +185,9 @@ def test_a_pickled_object_is_refused_and_not_executed(tmp_path: Path):
     save_checkpoint(path, {"model": {}, "tokenizer": Bomb(crater)})
     old_format = tmp_path / "old.pt"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "save", lambda content, to: to.write(pickle.dumps(content, protocol=2)))
+        patch.setattr(
+            torch, "save", lambda content, to: to.write(pickle.dumps(content, protocol=2))
+        )
         save_checkpoint(old_format, {"tokenizer": Bomb(crater)})
     for file in (path, old_format):
         assert is_whole(file)
@@ -174,11 +205,19 @@ def test_a_file_of_another_kind_is_an_error(base: Path, tmp_path: Path):
     first = next(iter(weights))
     wrong = [{}, [1], "text", torch.ones(2), {"model": weights}]
     wrong += [
-        {key: value for key, value in content.items() if key != gone} for gone in ("config", "model", "tokenizer")
+        {key: value for key, value in content.items() if key != gone}
+        for gone in ("config", "model", "tokenizer")
     ]
-    models = [{k: v for k, v in weights.items() if k != first}, weights | {"more": torch.ones(1)}, [1], None]
+    models = [
+        {k: v for k, v in weights.items() if k != first},
+        weights | {"more": torch.ones(1)},
+        [1],
+        None,
+    ]
     models += [weights | {first: weights[first][:-1]}, weights | {first: "text"}]
-    wrong += [content | {"model": model} for model in models] + [content | {"tokenizer": {"tokens": []}}]
+    wrong += [content | {"model": model} for model in models] + [
+        content | {"tokenizer": {"tokens": []}}
+    ]
     for i, other in enumerate(wrong):
         save_checkpoint(tmp_path / f"{i}.pt", other)
         with pytest.raises(ValueError, match=f"{i}.pt: not a checkpoint"):
@@ -195,7 +234,9 @@ def test_half_precision_is_loaded_in_full(base: Path, tmp_path: Path):
         assert tensor.dtype == torch.float32 and torch.equal(tensor, content["model"][name].float())
 
 
-@pytest.mark.parametrize("way", ["tokenizer tokens", "stop", "args lr", "lora token_ids", "template", "base path"])
+@pytest.mark.parametrize(
+    "way", ["tokenizer tokens", "stop", "args lr", "lora token_ids", "template", "base path"]
+)
 def test_tensors_stand_only_where_weights_are(tmp_path: Path, way: str):
     """Claim 20: a loop over this one, of 4 bytes in its file, would make a million tensors."""
     content = {"model": {}, "tokenizer": {}, "base": {}, "args": {}, "lora": {}}

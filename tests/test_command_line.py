@@ -56,7 +56,9 @@ def start(script: str, *arguments: str, folder: Path) -> subprocess.Popen:
     """A Python of its own in `folder`, without network, its standard output a small pipe."""
     environment = {**os.environ, "PYTHONPATH": str(folder / "site"), "OMP_NUM_THREADS": "1"}
     command, pipe = [sys.executable, str(ROOT / script), *arguments], subprocess.PIPE
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, pipesize=4096)
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, pipesize=4096
+    )
 
 
 def finish(process: subprocess.Popen, folder: Path, already_read: bytes = b"") -> Ended:
@@ -89,7 +91,8 @@ def same_runs(one: Path, other: Path) -> bool:
     saved, other_saved = read_checkpoint(one), read_checkpoint(other)
     same_logs = (one / "log.csv").read_bytes() == (other / "log.csv").read_bytes()
     return same_logs and all(
-        same(saved.get(key), other_saved.get(key)) for key in ("step", "model", "adapter", "optimizer")
+        same(saved.get(key), other_saved.get(key))
+        for key in ("step", "model", "adapter", "optimizer")
     )
 
 
@@ -134,13 +137,21 @@ def test_a_run_says_what_it_does(finished, place):
     before = finished.out[: finished.out.index("\nstep 1/70 ")]
     assert finished.err == ""
     assert re.search(r"^device +cpu, float32, 1 thread", before, re.M)
-    assert re.search(rf"^base +{place}/base.pt: 0.0 M parameters, 2 layers, 32 channels, context 256,", before, re.M)
+    assert re.search(
+        rf"^base +{place}/base.pt: 0.0 M parameters, 2 layers, 32 channels, context 256,",
+        before,
+        re.M,
+    )
     assert re.search(r"^template +chatml; supervised: assistant$", before, re.M)
     # <|im_start|> user \n ESC[2Jq00 <|im_end|> \n: 1 + 5 + 7 + 1 + 1; <|im_start|> assistant \n a00 <|im_end|> \n: 16
     assert "data.jsonl: 60 conversations, 1,860 tokens, 240 supervised (13 %)\n" in before
-    assert "longer than 256 tokens: 0 dropped, 0 truncated; nothing supervised: 0 dropped\n" in before
+    assert (
+        "longer than 256 tokens: 0 dropped, 0 truncated; nothing supervised: 0 dropped\n" in before
+    )
     assert re.search(r"^held out +3 of these conversations ", before, re.M)
-    assert re.search(r"^training +all weights, .*; 70 steps .*, 12 an epoch; learning rate 0.0002$", before, re.M)
+    assert re.search(
+        r"^training +all weights, .*; 70 steps .*, 12 an epoch; learning rate 0.0002$", before, re.M
+    )
 
 
 def test_lines_are_plain_in_a_pipe(finished):
@@ -150,14 +161,22 @@ def test_lines_are_plain_in_a_pipe(finished):
     rows = log_rows(finished.folder)
     assert [row["step"] for row in rows] == [str(n) for n in range(1, 71)]
     assert re.findall(line, finished.out, re.M) == [
-        (r["step"], f"{float(r['loss']):.4f}", f"{float(r['learning_rate']):.2e}", f"{float(r['val_loss']):.4f}")
+        (
+            r["step"],
+            f"{float(r['loss']):.4f}",
+            f"{float(r['learning_rate']):.2e}",
+            f"{float(r['val_loss']):.4f}",
+        )
         for r in rows
     ]
 
 
 def test_a_run_leaves_a_checkpoint_and_a_log(finished):
     """Claim 14: every epoch sees the 57 conversations that are not held out, once."""
-    assert [path.name for path in checkpoints_in(finished.folder)] == ["checkpoint-0000070.pt", "checkpoint-0000060.pt"]
+    assert [path.name for path in checkpoints_in(finished.folder)] == [
+        "checkpoint-0000070.pt",
+        "checkpoint-0000060.pt",
+    ]
     rows = log_rows(finished.folder)
     for epoch in "01234":
         assert sum(int(row["supervised_tokens"]) for row in rows if row["epoch"] == epoch) == 57 * 4
@@ -167,9 +186,15 @@ def test_a_run_leaves_a_checkpoint_and_a_log(finished):
 def test_base_and_tuned_model_answer_the_same_held_out_prompts(finished, place):
     """What is shown before and after belongs to the same three questions, and to the checkpoint that is left."""
     before, after = finished.out.split("questions held out from training\n")[1:]
-    shown = re.findall(r"^  user      (.*)\n    base    (.*)\n    tuned   (.*)\n    wanted  (.*)$", after, re.M)
-    first_shown = re.findall(r"^  user      (.*)\n    base    (.*)\n    wanted  (.*)$", before, re.M)
-    assert len(set(shown)) == 3 and first_shown == [(asked, base, wanted) for asked, base, _, wanted in shown]
+    shown = re.findall(
+        r"^  user      (.*)\n    base    (.*)\n    tuned   (.*)\n    wanted  (.*)$", after, re.M
+    )
+    first_shown = re.findall(
+        r"^  user      (.*)\n    base    (.*)\n    wanted  (.*)$", before, re.M
+    )
+    assert len(set(shown)) == 3 and first_shown == [
+        (asked, base, wanted) for asked, base, _, wanted in shown
+    ]
     base, base_tokenizer, _ = sft.load_checkpoint(place / "base.pt")
     model, tokenizer, _ = sft.load_checkpoint(finished.folder)
     for asked, continuation, answer, wanted in shown:
@@ -177,7 +202,9 @@ def test_base_and_tuned_model_answer_the_same_held_out_prompts(finished, place):
         assert asked == text.replace("\x1b", "\\x1b")
         [new_ids] = base.generate([[256, *text.encode()]], 40, stop=[256])
         assert continuation == one_line(base_tokenizer.decode(new_ids))
-        assert answer == one_line(samples.answer(model, tokenizer, [Message("user", text)], "chatml"))
+        assert answer == one_line(
+            samples.answer(model, tokenizer, [Message("user", text)], "chatml")
+        )
 
 
 def test_a_run_ends_with_the_next_command(finished, place):
@@ -193,7 +220,9 @@ def test_the_network_is_never_asked_for(finished, place):
     """Claim 22. That it would have been refused and noted is tried as well."""
     assert not (place / "connections").exists()
     probe = "import sys; sys.path.insert(0, 'site'); import sitecustomize, socket; socket.create_connection(('::1', 9))"
-    failed = subprocess.run([sys.executable, "-S", "-c", probe], cwd=place, capture_output=True, text=True)
+    failed = subprocess.run(
+        [sys.executable, "-S", "-c", probe], cwd=place, capture_output=True, text=True
+    )
     assert "the network is off" in failed.stderr and (place / "connections").exists()
     (place / "connections").unlink()
 
@@ -206,7 +235,9 @@ def test_the_same_seed_gives_the_same_run(place, tmp_path, monkeypatch):
         data, base = str(place / "data.jsonl"), str(place / "base.pt")
         flags = ["--val-data", data, "--batch-tokens", "155", "--steps", "2", "--seed", seed]
         assert sft.main(["--data", data, "--init", base, *flags]) == 0
-    assert same_runs(Path("out/data-1"), Path("out/data-2")) and not same_runs(Path("out/data-1"), Path("out/data-3"))
+    assert same_runs(Path("out/data-1"), Path("out/data-2")) and not same_runs(
+        Path("out/data-1"), Path("out/data-3")
+    )
 
 
 # Stopping and going on
@@ -227,7 +258,9 @@ def test_a_signal_saves_and_the_run_goes_on_bit_identical(finished, here, number
     command = f"python sft.py --resume stopped-{status}"
     assert stopped.out.splitlines()[-1] == f"stopped after step {step}, saved. To go on: {command}"
     if number == signal.SIGINT:
-        ended = finish(start("sft.py", "--resume", stopped.folder.name, folder=here), stopped.folder)
+        ended = finish(
+            start("sft.py", "--resume", stopped.folder.name, folder=here), stopped.folder
+        )
         assert (ended.status, ended.err) == (0, "")
     else:
         assert sft.main(["--resume", stopped.folder.name]) == 0
@@ -282,7 +315,10 @@ def test_a_run_may_be_made_longer(here, tmp_path, capsys):
     assert "this run is finished; a larger --steps goes on with it" in capsys.readouterr().out
     assert sft.main(["--resume", str(tmp_path), "--steps", "9"]) == 0
     said, rows = capsys.readouterr().out, log_rows(tmp_path)
-    assert "schedule  computed anew for 9 steps: this is not the run that had them from the start" in said
+    assert (
+        "schedule  computed anew for 9 steps: this is not the run that had them from the start"
+        in said
+    )
     assert rows[:4] == before and [int(row["step"]) for row in rows] == [*range(1, 10)]
     for row in rows[4:]:
         assert float(row["learning_rate"]) == sft.learning_rate(int(row["step"]), 9, 2, 0.01)
@@ -333,7 +369,10 @@ def test_a_nan_loss_stops_and_keeps_what_was_good(here, tmp_path, monkeypatch, c
 
 def test_a_nan_validation_loss_is_no_success(here, tmp_path, capsys):
     """Claim 8: the only update destroys the weights, which the training loss has no further step to show."""
-    assert sft.main([*FLAGS, *"--steps 1 --warmup-steps 0 --lr 3e38 --out".split(), str(tmp_path)]) == 2
+    assert (
+        sft.main([*FLAGS, *"--steps 1 --warmup-steps 0 --lr 3e38 --out".split(), str(tmp_path)])
+        == 2
+    )
     assert re.fullmatch(r"error: step 1: .*nan.*\n", capsys.readouterr().err)
     assert checkpoints_in(tmp_path) == []
 
@@ -341,7 +380,11 @@ def test_a_nan_validation_loss_is_no_success(here, tmp_path, capsys):
 # The options
 
 # As bytes in ChatML: 26 tokens, 4 of them supervised; 51 tokens, 4 + 3 supervised; 26 tokens, the answer's weight 0.
-ONE_TURN, TWO_TURNS, UNWEIGHTED = conversation("ab", "cde"), conversation("ab", "cde", "fg", "hi"), conversation("ab")
+ONE_TURN, TWO_TURNS, UNWEIGHTED = (
+    conversation("ab", "cde"),
+    conversation("ab", "cde", "fg", "hi"),
+    conversation("ab"),
+)
 UNWEIGHTED["messages"].append({"role": "assistant", "content": "cde", "weight": 0})
 COUNTED = """
 --train-on assistant                  | 5 | 180 | 26 | 14 | longer than 256 tokens: 0 dropped, 0 truncated | 1
@@ -356,19 +399,28 @@ COUNTED = """
 @pytest.mark.parametrize("row", COUNTED.strip().splitlines())
 def test_what_is_counted(here, tmp_path, capsys, row):
     """Claim 8, by hand: what is supervised and what is left out is said before step 1, and is what is trained on."""
-    data = write_jsonl(tmp_path / "turns.jsonl", [ONE_TURN, TWO_TURNS, ONE_TURN, UNWEIGHTED, TWO_TURNS, ONE_TURN])
-    flags, kept, tokens, supervised, percent, left_out, unsupervised = map(str.strip, row.split("|"))
+    data = write_jsonl(
+        tmp_path / "turns.jsonl", [ONE_TURN, TWO_TURNS, ONE_TURN, UNWEIGHTED, TWO_TURNS, ONE_TURN]
+    )
+    flags, kept, tokens, supervised, percent, left_out, unsupervised = map(
+        str.strip, row.split("|")
+    )
     arguments = ["--data", str(data), "--init", "base.pt", "--epochs", "1", "--out", str(tmp_path)]
     assert sft.main([*arguments, *flags.split()]) == 0
     said = capsys.readouterr().out.split("\nstep 1/")[0]
-    assert f"{data}: {kept} conversations, {tokens} tokens, {supervised} supervised ({percent} %)\n" in said
+    assert (
+        f"{data}: {kept} conversations, {tokens} tokens, {supervised} supervised ({percent} %)\n"
+        in said
+    )
     assert f"{left_out}; nothing supervised: {unsupervised} dropped\n" in said
     assert sum(int(logged["supervised_tokens"]) for logged in log_rows(tmp_path)) == int(supervised)
 
 
 def test_a_list_may_be_given_in_parts():
     """A later --data never replaces an earlier one in silence."""
-    config, given = sft.parse_arguments(["--data", "a", "b:0.5", "--lora-targets", "q", "--data", "c"])
+    config, given = sft.parse_arguments(
+        ["--data", "a", "b:0.5", "--lora-targets", "q", "--data", "c"]
+    )
     assert config.data == ["a", "b:0.5", "c"] and given == {"data", "lora_targets"}
     assert sft.parse_arguments(["--data", "d"])[0].data == ["d"]
 
@@ -381,7 +433,9 @@ def test_a_mixture_with_plain_text(place, tmp_path, monkeypatch, capsys):
     write_jsonl(tmp_path / "b.jsonl", [{"text": f"document{i}"} for i in range(10)])
     arguments = "--data a:2 b.jsonl:0.3 --epochs 3 --out run --batch-tokens 30 --init".split()
     assert sft.main([*arguments, str(place / "base.pt")]) == 0
-    assert re.search(r"^mixture +a:2 77.6 %, b.jsonl 22.4 % of an epoch's tokens$", capsys.readouterr().out, re.M)
+    assert re.search(
+        r"^mixture +a:2 77.6 %, b.jsonl 22.4 % of an epoch's tokens$", capsys.readouterr().out, re.M
+    )
     for epoch in "012":
         rows = [row for row in log_rows(tmp_path / "run") if row["epoch"] == epoch]
         assert sum(int(row["supervised_tokens"]) for row in rows) == 4 * 4 + 3 * 9
@@ -392,11 +446,27 @@ def test_every_template_trains_and_talks(here, tmp_path, capsys, template):
     """An adapter on a base, and then all weights of the two together, with another template."""
     folders = str(tmp_path / "first"), str(tmp_path / "second")
     arguments = ["--data", "data.jsonl", "--steps", "2", "--batch-tokens", "99"]
-    first = [*arguments, "--init", "base.pt", "--template", template, "--lora-rank", "2", "--out", folders[0]]
+    first = [
+        *arguments,
+        "--init",
+        "base.pt",
+        "--template",
+        template,
+        "--lora-rank",
+        "2",
+        "--out",
+        folders[0],
+    ]
     assert sft.main(first) == 0
     out = capsys.readouterr().out
-    assert f"template  {template};" in out and "LoRA rank 2 on attn.qkv, attn.proj, mlp.up, mlp.down, " in out
-    assert sft.main([*arguments, "--init", folders[0], "--template", "chatml", "--out", folders[1]]) == 0
+    assert (
+        f"template  {template};" in out
+        and "LoRA rank 2 on attn.qkv, attn.proj, mlp.up, mlp.down, " in out
+    )
+    assert (
+        sft.main([*arguments, "--init", folders[0], "--template", "chatml", "--out", folders[1]])
+        == 0
+    )
     assert [read_checkpoint(folder)["template"] for folder in folders] == [template, "chatml"]
     assert [chat.main([folder, "--prompt", "q"]) for folder in folders] == [0, 0]
 
@@ -405,22 +475,43 @@ def test_a_small_context_is_enough_for_small_conversations(tmp_path):
     """23 tokens in a context of 32: there is no room to show 40 tokens of an answer, but all there is to train."""
     base = make_base(tmp_path / "base.pt", context_length=32)
     data = write_jsonl(tmp_path / "data.jsonl", [conversation("q", "a")] * 30)
-    assert sft.main(["--data", str(data), "--init", str(base), "--steps", "2", "--out", str(tmp_path / "run")]) == 0
+    assert (
+        sft.main(
+            [
+                "--data",
+                str(data),
+                "--init",
+                str(base),
+                "--steps",
+                "2",
+                "--out",
+                str(tmp_path / "run"),
+            ]
+        )
+        == 0
+    )
 
 
-@pytest.mark.skipif("INSTRUCT_DATA" not in os.environ, reason="set INSTRUCT_DATA to the folder of alpaca_1100.json")
+@pytest.mark.skipif(
+    "INSTRUCT_DATA" not in os.environ, reason="set INSTRUCT_DATA to the folder of alpaca_1100.json"
+)
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_real_files_run_with_every_template(here, tmp_path, capsys, template):
     """Claim 8: of every record it is said whether it was kept or why not."""
-    for name, n_records in (("alpaca_1100", 1100), ("alpaca_long_999", 999), ("sharegpt_toolcall_300", 300)):
+    for name, n_records in (
+        ("alpaca_1100", 1100),
+        ("alpaca_long_999", 999),
+        ("sharegpt_toolcall_300", 300),
+    ):
         data = str(Path(os.environ["INSTRUCT_DATA"], f"{name}.json"))
         flags = f"--init base.pt --template {template} --overlong truncate --steps 1 --out".split()
         assert sft.main(["--data", data, *flags, str(tmp_path / name)]) == 0
-        counts = (
-            r"json: ([\d,]+) conversations.*\n.* tokens: ([\d,]+) dropped, .*; nothing supervised: ([\d,]+) dropped"
-        )
+        counts = r"json: ([\d,]+) conversations.*\n.* tokens: ([\d,]+) dropped, .*; nothing supervised: ([\d,]+) dropped"
         kept, overlong, unsupervised = re.search(counts, capsys.readouterr().out).groups()
-        assert sum(int(count.replace(",", "")) for count in (kept, overlong, unsupervised)) == n_records
+        assert (
+            sum(int(count.replace(",", "")) for count in (kept, overlong, unsupervised))
+            == n_records
+        )
 
 
 # Many processes
@@ -430,8 +521,14 @@ def test_two_processes_are_one(here, capsys):
     """Claim 10: with torchrun, the loss, the gradient's norm, the validation loss and the weights are those of a single
     process, also in the step of one long conversation, which leaves the other process nothing. In float64, relative to
     the norm, 1e-12."""
-    write_jsonl(here / "uneven.jsonl", [conversation("q", "a" * n) for n in (1, 4, 9, 80, 2, 7, 5, 30, 3, 6, 8)])
-    write_jsonl(here / "held-out.jsonl", [conversation("q", "held out", *["and", "on"] * n) for n in range(3)])
+    write_jsonl(
+        here / "uneven.jsonl",
+        [conversation("q", "a" * n) for n in (1, 4, 9, 80, 2, 7, 5, 30, 3, 6, 8)],
+    )
+    write_jsonl(
+        here / "held-out.jsonl",
+        [conversation("q", "held out", *["and", "on"] * n) for n in range(3)],
+    )
     flags = "--data uneven.jsonl --val-data held-out.jsonl --init base.pt --batch-tokens 104 --micro-batch-tokens 60"
     arguments = [*flags.split(), *"--epochs 2 --device cpu --dtype float64 --out".split()]
     launcher = "-m torch.distributed.run --standalone --nproc_per_node=2".split()
@@ -439,14 +536,20 @@ def test_two_processes_are_one(here, capsys):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count("\nnext      python chat.py two\n") == 1  # one process speaks for both
+    assert (
+        ended.stdout.count("\nnext      python chat.py two\n") == 1
+    )  # one process speaks for both
     assert sft.main([*arguments, "one"]) == 0
     one, two = log_rows(here / "one"), log_rows(here / "two")
-    assert "81" in {row["supervised_tokens"] for row in one}  # the long conversation has a step of its own
+    assert "81" in {
+        row["supervised_tokens"] for row in one
+    }  # the long conversation has a step of its own
     for single, double in zip(one, two, strict=True):
         for column in single:
             expected, found = float(single[column] or -1), float(double[column] or -1)
-            assert abs(found - expected) <= 1e-12 * abs(expected), f"step {single['step']}: {column}"
+            assert abs(found - expected) <= 1e-12 * abs(expected), (
+                f"step {single['step']}: {column}"
+            )
     weights, other_weights = read_checkpoint("one")["model"], read_checkpoint("two")["model"]
     for name, weight in weights.items():
         assert weight.dtype == torch.float64
@@ -477,25 +580,46 @@ BAD_DATA = [
     ("[" + GOOD + ',{"prompt": }]', "data.jsonl:2: not valid JSON: "),
     ("[" + GOOD + ",\n", "data.jsonl:3: not valid JSON: "),
     (GOOD + "7\n", "data.jsonl:2: a record must be a JSON object, not int; accepted: "),
-    ('{"question": "q", "reply": "a"}', 'data.jsonl:1: unknown form .* question, reply; accepted: {"messages": '),
-    ('{"a\\nb\\u001b[31m": 1}', "data.jsonl:1: unknown form of record"),  # keys must not drive the terminal
-    ('{"messages": [{"a\\nb\\u001b[31m": 1}]}', 'data.jsonl:1: a message needs "role" and "content"'),
+    (
+        '{"question": "q", "reply": "a"}',
+        'data.jsonl:1: unknown form .* question, reply; accepted: {"messages": ',
+    ),
+    (
+        '{"a\\nb\\u001b[31m": 1}',
+        "data.jsonl:1: unknown form of record",
+    ),  # keys must not drive the terminal
+    (
+        '{"messages": [{"a\\nb\\u001b[31m": 1}]}',
+        'data.jsonl:1: a message needs "role" and "content"',
+    ),
     (
         '{"messages": [{"role": "robot\\n", "content": "x"}]}',
         r"data.jsonl:1: unknown role 'robot\\n'; roles are system",
     ),
     ('{"messages": [{"role": ["user"], "content": "x"}]}', "data.jsonl:1: unknown role"),
     (GOOD + f'{{"messages": [{SYSTEM}, {SYSTEM}]}}', "data.jsonl:2: two system messages"),
-    (GOOD + f'{{"messages": [{USER}, {SYSTEM}]}}', "data.jsonl:2: a system message after another turn"),
-    (GOOD + f'{{"messages": [{SYSTEM}, {USER}]}}', "data.jsonl:2: a conversation without an assistant turn"),
+    (
+        GOOD + f'{{"messages": [{USER}, {SYSTEM}]}}',
+        "data.jsonl:2: a system message after another turn",
+    ),
+    (
+        GOOD + f'{{"messages": [{SYSTEM}, {USER}]}}',
+        "data.jsonl:2: a conversation without an assistant turn",
+    ),
     ('{"messages": []}', 'data.jsonl:1: "messages" must be a list of messages'),
-    ('{"messages": [{"role": "user", "content": 5}]}', "data.jsonl:1: content must be text, not int"),
+    (
+        '{"messages": [{"role": "user", "content": 5}]}',
+        "data.jsonl:1: content must be text, not int",
+    ),
     ('{"prompt": "q", "completion": null}', "data.jsonl:1: content must be text, not NoneType"),
     (
         f'{{"messages": [{ANSWER}"content": "x", "weight": 2}}]}}',
         "data.jsonl:1: the weight of a message must be 0 or 1",
     ),
-    (f'{{"messages": [{ANSWER}"content": "x", "weight": 0}}]}}', "data.jsonl: nothing to learn from: of 1 conv"),
+    (
+        f'{{"messages": [{ANSWER}"content": "x", "weight": 0}}]}}',
+        "data.jsonl: nothing to learn from: of 1 conv",
+    ),
     (GOOD + GOOD + '{"text": "\xff"}', "data.jsonl:3: not valid UTF-8"),
     ("\xff\xfe{\0}\0", "data.jsonl:1: not valid UTF-8"),
     ('{"text": "\\ud83d"}', "data.jsonl:1: .* lone surrogate"),
@@ -511,7 +635,10 @@ BAD_ARGUMENTS = [
     ("--data data.jsonl:0", "data.jsonl:0: the weight of a file must be above 0"),
     ("--data data.jsonl:0.001", "data.jsonl.*nothing"),  # a share of no conversation at all
     ("--val-data base.pt", "base.pt:1: not valid"),
-    ("--max-length 5", "data.jsonl: nothing to learn from: .*the shortest has 31; see --max-length and --overlong"),
+    (
+        "--max-length 5",
+        "data.jsonl: nothing to learn from: .*the shortest has 31; see --max-length and --overlong",
+    ),
     ("--max-length 257", "--max-length 257 is more than the model's context of 256"),
     ("--init nowhere.pt", "nowhere.pt: no such file"),
     ("--init truncated.pt", "truncated.pt: .*(damaged|no whole checkpoint)"),
@@ -519,8 +646,14 @@ BAD_ARGUMENTS = [
     ("--init data.jsonl", "data.jsonl: .*(damaged|no whole checkpoint)"),
     ("--init empty", "empty: no whole checkpoint here; give a checkpoint, or the folder of a run"),
     ("--init three-layers.pt", "three-layers.pt: not a checkpoint of sft.py"),
-    ("--init run --lora-rank 2", "run"),  # with --overwrite, the adapter would lose the base that it stands on
-    ("--lora-rank 2 --lora-targets attn.qkv nope", "no linear layer is named 'nope'; there are attn.proj, attn.qkv"),
+    (
+        "--init run --lora-rank 2",
+        "run",
+    ),  # with --overwrite, the adapter would lose the base that it stands on
+    (
+        "--lora-rank 2 --lora-targets attn.qkv nope",
+        "no linear layer is named 'nope'; there are attn.proj, attn.qkv",
+    ),
     ("--lora-rank 2 --lora-targets qk", "no linear layer is named 'qk'"),
     ("--steps 0", "--steps 0 is out of range"),
     ("--lr nan", "--lr nan is out of range"),
@@ -547,7 +680,9 @@ def run_and_rubbish(tmp_path_factory) -> Path:
     (folder / "truncated.pt").write_bytes(base[: len(base) // 2])
     (folder / "flipped.pt").write_bytes(base[:5000] + bytes([base[5000] ^ 1]) + base[5001:])
     content = read_checkpoint(folder / "base.pt")
-    save_checkpoint(folder / "three-layers.pt", {**content, "config": {**content["config"], "n_layer": 3}})
+    save_checkpoint(
+        folder / "three-layers.pt", {**content, "config": {**content["config"], "n_layer": 3}}
+    )
     (folder / "empty").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -589,7 +724,9 @@ def test_bad_arguments_get_one_clear_line(check_refused, flags, reason):
     check_refused([*run, *flags.split()], reason)
 
 
-@pytest.mark.parametrize("arguments", [["sft.py", "--init", "base.pt", "--data", "base.pt"], ["chat.py", "base.pt"]])
+@pytest.mark.parametrize(
+    "arguments", [["sft.py", "--init", "base.pt", "--data", "base.pt"], ["chat.py", "base.pt"]]
+)
 def test_errors_of_the_real_commands(place, arguments):
     """Seen from the shell: status 2, and nothing on stderr but the line."""
     ended = finish(start(*arguments, folder=place), place)

@@ -24,7 +24,9 @@ from checkpoint import checkpoints_in, is_whole, load_checkpoint, read_checkpoin
 # Of these, one step holds a single long conversation, so that the other process has none; shares are ragged.
 LENGTHS = (1, 4, 9, 80, 2, 7, 5, 30, 3, 6, 8)
 RUN = "--data uneven.jsonl --val-data held-out.jsonl --init base.pt --batch-tokens 104 --micro-batch-tokens 60 "
-RUN += "--epochs 2 --device cpu --save-every 1 --keep-checkpoints 99 --grad-clip 0 --weight-decay 0.1"
+RUN += (
+    "--epochs 2 --device cpu --save-every 1 --keep-checkpoints 99 --grad-clip 0 --weight-decay 0.1"
+)
 LORA = " --lora-rank 3 --lora-alpha 5"
 PATIENCE = 300  # seconds after which something hangs
 
@@ -36,7 +38,10 @@ def place(tmp_path_factory) -> Path:
     # of 5 rows in two shards one process has 3 and the other 2; of a matrix with one row, one has nothing
     make_base(folder / "odd.pt", vocab_size=261, context_length=107, n_layer=1, n_head=1, n_embd=5)
     write_jsonl(folder / "uneven.jsonl", [conversation("q", "a" * n) for n in LENGTHS])
-    write_jsonl(folder / "held-out.jsonl", [conversation("q", "held out", *["and", "on"] * n) for n in range(3)])
+    write_jsonl(
+        folder / "held-out.jsonl",
+        [conversation("q", "held out", *["and", "on"] * n) for n in range(3)],
+    )
     return folder
 
 
@@ -49,7 +54,9 @@ def run(zygote: Zygote, place: Path, arguments: str, processes: int) -> Path:
     """A run that must succeed, in which process 0 alone speaks; gives its folder."""
     ended = zygote.run(place, arguments, processes=processes)
     assert [each["status"] for each in ended] == [0] * processes, ended
-    assert not any(each["err"] for each in ended) and not any(each["out"] for each in ended[1:]), ended
+    assert not any(each["err"] for each in ended) and not any(each["out"] for each in ended[1:]), (
+        ended
+    )
     folder = arguments.split()[-1]
     assert ended[0]["out"].count(f"\nnext      python chat.py {folder}\n") == 1
     return place / folder
@@ -57,7 +64,11 @@ def run(zygote: Zygote, place: Path, arguments: str, processes: int) -> Path:
 
 def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Relative to the norm."""
-    assert found.shape == expected.shape and found.dtype == expected.dtype and type(found) is type(expected)
+    assert (
+        found.shape == expected.shape
+        and found.dtype == expected.dtype
+        and type(found) is type(expected)
+    )
     return ((found - expected).norm() / expected.norm().clamp(min=1e-30)).item()
 
 
@@ -67,13 +78,22 @@ def assert_equal(one: Path, other: Path, tolerance: float) -> None:
     for row, other_row in zip(log_rows(one), log_rows(other), strict=True):
         for column in row:
             found, expected = float(other_row[column] or -1), float(row[column] or -1)
-            assert abs(found - expected) <= tolerance * abs(expected), (row["step"], column, found, expected)
+            assert abs(found - expected) <= tolerance * abs(expected), (
+                row["step"],
+                column,
+                found,
+                expected,
+            )
     for path in checkpoints_in(one):
         left, right = read_checkpoint(path), read_checkpoint(other / path.name)
         assert left.keys() == right.keys() and left["step"] == right["step"]
         for i, state in left["optimizer"]["state"].items():
             for name, expected in state.items():
-                assert distance(right["optimizer"]["state"][i][name], expected) <= tolerance, (path.name, i, name)
+                assert distance(right["optimizer"]["state"][i][name], expected) <= tolerance, (
+                    path.name,
+                    i,
+                    name,
+                )
         for kind in ("model", "adapter"):
             for name, expected in left.get(kind, {}).items():
                 assert distance(right[kind][name], expected) <= tolerance, (path.name, name)
@@ -86,10 +106,15 @@ def test_processes_are_one(zygote, place: Path, kind: str, sharded: str):
     float64 up to 1e-12 of the norm; with ragged shares, with a process that has nothing to do, with shards of unequal
     size; and what is saved is the same kind of file."""
     init, _, more = kind.partition(" ")
-    options, name = f"{RUN} --init {init}.pt {more} --dtype float64", (kind + sharded).replace(" ", "")
+    options, name = (
+        f"{RUN} --init {init}.pt {more} --dtype float64",
+        (kind + sharded).replace(" ", ""),
+    )
     one = run(zygote, place, f"{options} --out one-{name}", 1)
     two = run(zygote, place, f"{options} {sharded} --out two-{name}", 2)
-    assert "81" in {row["supervised_tokens"] for row in log_rows(one)}  # the long conversation is alone in its step
+    assert "81" in {
+        row["supervised_tokens"] for row in log_rows(one)
+    }  # the long conversation is alone in its step
     assert_equal(one, two, 1e-12)
     load_checkpoint(two)
 
@@ -99,8 +124,12 @@ def test_in_single_precision(zygote, place: Path, sharded: str):
     """Claim 10: in float32, 1e-5 of the norm for the first step's gradient, which would be thrice itself if a mean came
     out as a sum; and 1e-3 for losses, weights and the optimiser's state over all steps, with three processes."""
     one = run(zygote, place, RUN + f" --dtype float32 --out single-one{sharded.strip()}", 1)
-    three = run(zygote, place, RUN + f" --dtype float32 {sharded} --out single-three{sharded.strip()}", 3)
-    left, right = (read_checkpoint(checkpoints_in(folder)[-1])["optimizer"]["state"] for folder in (one, three))
+    three = run(
+        zygote, place, RUN + f" --dtype float32 {sharded} --out single-three{sharded.strip()}", 3
+    )
+    left, right = (
+        read_checkpoint(checkpoints_in(folder)[-1])["optimizer"]["state"] for folder in (one, three)
+    )
     for i, state in left.items():
         assert distance(right[i]["exp_avg"], state["exp_avg"]) <= 1e-5
     assert_equal(one, three, 1e-3)
@@ -159,7 +188,9 @@ def test_a_shard_is_a_part(tmp_path: Path):
     """With --fsdp each of two processes holds half of every weight, gradient and optimiser state, or a row more."""
     (tmp_path / "shares.py").write_text(SHARES)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    ended = subprocess.run([*TORCHRUN, str(tmp_path / "shares.py")], env=environment, capture_output=True, text=True)
+    ended = subprocess.run(
+        [*TORCHRUN, str(tmp_path / "shares.py")], env=environment, capture_output=True, text=True
+    )
     assert ended.returncode == 0, ended.stderr
 
 
@@ -180,7 +211,9 @@ def test_gradients_travel_in_few_messages(monkeypatch):
         parameter.grad = torch.randn(parameter.shape)
     expected = [2 * parameter.grad for parameter in parameters]
     distributed.sum_gradients(parameters)
-    assert messages == [104, 101, 100, 500, 4] and sum(messages) == sum(map(torch.numel, parameters))
+    assert messages == [104, 101, 100, 500, 4] and sum(messages) == sum(
+        map(torch.numel, parameters)
+    )
     assert all(torch.equal(parameter.grad, twice) for parameter, twice in zip(parameters, expected))
 
 
@@ -195,9 +228,15 @@ def test_a_signal_to_one_stops_all(zygote, place: Path, hit: int, sharded: str):
     name = f"told-{hit}{sharded.strip()}"
     arguments = RUN + f" --dtype float64 --steps 12{sharded} --out "
     whole = run(zygote, place, arguments + f"whole-{name}", 2)
-    ended = zygote.run(place, arguments + name, {"signal": signal.SIGTERM, "step": 3, "rank": hit}, 2)
-    assert [each["status"] for each in ended] == [143, 143] and not any(each["err"] for each in ended), ended
-    assert ended[0]["out"].splitlines()[-1].startswith("stopped after step ") and not ended[1]["out"]
+    ended = zygote.run(
+        place, arguments + name, {"signal": signal.SIGTERM, "step": 3, "rank": hit}, 2
+    )
+    assert [each["status"] for each in ended] == [143, 143] and not any(
+        each["err"] for each in ended
+    ), ended
+    assert (
+        ended[0]["out"].splitlines()[-1].startswith("stopped after step ") and not ended[1]["out"]
+    )
     assert len(log_rows(place / name)) == read_checkpoint(place / name)["step"] == 3
     ended = zygote.run(place, f"--resume {name}", processes=2)
     assert all(each["status"] == 0 and each["err"] == "" for each in ended), ended
@@ -210,20 +249,27 @@ def test_one_killed_ends_all(zygote, place: Path, sharded: str, counts: Counter,
     the run can go on to the same end."""
     draw, arguments = random.Random(5), RUN + f" --dtype float64{sharded} --out "
     whole = run(zygote, place, arguments + "whole-killed" + sharded.strip(), 2)
-    lines = zygote.run(place, arguments + "counted" + sharded.strip(), {"signal": 0, "rank": 1}, 2)[1]["lines"]
+    lines = zygote.run(place, arguments + "counted" + sharded.strip(), {"signal": 0, "rank": 1}, 2)[
+        1
+    ]["lines"]
     for trial in range(20 if request.config.getoption("--full") else 3):
         name, hit = f"killed-{trial}{sharded.strip()}", draw.randrange(2)
         fault = {"signal": signal.SIGKILL, "rank": hit, "line": draw.randrange(lines // 10, lines)}
         ended = zygote.run(place, arguments + name, fault, 2)
         assert ended[hit]["status"] == -signal.SIGKILL
         left = ended[1 - hit]
-        assert left["status"] == 2 and left["err"].count("error: another process of this run has ended") == 1, left
+        assert (
+            left["status"] == 2
+            and left["err"].count("error: another process of this run has ended") == 1
+        ), left
         assert "Traceback" not in left["err"]
         assert all(map(is_whole, checkpoints_in(place / name)))
         if checkpoints_in(place / name):
             ended = zygote.run(place, f"--resume {name}", processes=2)
         else:
-            ended = zygote.run(place, arguments.replace("--out", "--overwrite --out") + name, processes=2)
+            ended = zygote.run(
+                place, arguments.replace("--out", "--overwrite --out") + name, processes=2
+            )
         assert all(each["status"] == 0 and each["err"] == "" for each in ended), ended
         assert_equal(whole, place / name, 0)
         counts["kills of one of two processes"] += 1
@@ -233,8 +279,14 @@ def test_an_error_of_one_ends_all(zygote, place: Path):
     """A disk that is full for process 0: its error is told once, the other one's points to it."""
     ended = zygote.run(place, RUN + " --out full", {"bytes": 1000, "save": 2, "rank": 0}, 2)
     assert [each["status"] for each in ended] == [2, 2], ended
-    assert "could not be written (File too large). Last good checkpoint: full/checkpoint-0000001.pt" in ended[0]["err"]
-    assert "another process of this run has ended" in ended[1]["err"] and "Traceback" not in ended[1]["err"]
+    assert (
+        "could not be written (File too large). Last good checkpoint: full/checkpoint-0000001.pt"
+        in ended[0]["err"]
+    )
+    assert (
+        "another process of this run has ended" in ended[1]["err"]
+        and "Traceback" not in ended[1]["err"]
+    )
 
 
 def test_an_error_in_the_data_is_told_once(zygote, place: Path):
@@ -274,10 +326,20 @@ TORCHRUN = [sys.executable, *"-m torch.distributed.run --standalone --nproc_per_
 
 def start_torchrun(place: Path, out: str) -> subprocess.Popen:
     """A long run of two processes, in its second step or later."""
-    command = [*TORCHRUN, sft.__file__, *(RUN + f" --out {out} --steps 100000 --save-every 100000").split()]
+    command = [
+        *TORCHRUN,
+        sft.__file__,
+        *(RUN + f" --out {out} --steps 100000 --save-every 100000").split(),
+    ]
     environment, pipe = {**os.environ, "OMP_NUM_THREADS": "1"}, subprocess.PIPE
     process = subprocess.Popen(
-        command, cwd=place, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        command,
+        cwd=place,
+        env=environment,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        start_new_session=True,
     )
     while not process.stdout.readline().startswith("step "):
         assert process.poll() is None, process.stderr.read()
@@ -301,7 +363,11 @@ def test_torchrun_ends_all_where_one_fails(place: Path):
     """Claim 19: one process is killed; neither the launcher nor the other one waits for it."""
     process = start_torchrun(place, "broken")
     workers = children(process.pid)
-    [hit] = [worker for worker in workers if b"\0RANK=1\0" in Path(f"/proc/{worker}/environ").read_bytes()]
+    [hit] = [
+        worker
+        for worker in workers
+        if b"\0RANK=1\0" in Path(f"/proc/{worker}/environ").read_bytes()
+    ]
     os.kill(hit, signal.SIGKILL)
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0 and "another process of this run has ended" in err

@@ -46,14 +46,40 @@ def test_the_command_compares_base_and_tuned(base: Path, tmp_path: Path, capsys)
     data = write_jsonl(tmp_path / "data.jsonl", records)
     text = write_jsonl(tmp_path / "text.jsonl", [{"text": "some running text"}])
     run = tmp_path / "run"
-    flags = ["--init", str(base), "--out", str(run), "--steps", "60", "--lr", "0.01", "--template", "xml"]
+    flags = [
+        "--init",
+        str(base),
+        "--out",
+        str(run),
+        "--steps",
+        "60",
+        "--lr",
+        "0.01",
+        "--template",
+        "xml",
+    ]
     assert sft.main(["--data", str(data), *flags]) == 0
-    arguments = [str(base), str(run), "--data", str(data), "--text", str(text), "--max-new-tokens", "8"]
+    arguments = [
+        str(base),
+        str(run),
+        "--data",
+        str(data),
+        "--text",
+        str(text),
+        "--max-new-tokens",
+        "8",
+    ]
     assert evaluate.main([*arguments, "--json", str(tmp_path / "numbers.json")]) == 0
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert numbers[str(base)]["right, all"] == 0 and numbers[str(run)]["right, skill: agree"] == 100
-    assert numbers[str(run)]["stops by itself"] == 100 and numbers[str(run)]["loss, supervised tokens"] < 0.1
-    assert numbers[str(run)]["loss, pretraining text"] > 0 and "loss, supervised tokens" not in numbers[str(base)]
+    assert (
+        numbers[str(run)]["stops by itself"] == 100
+        and numbers[str(run)]["loss, supervised tokens"] < 0.1
+    )
+    assert (
+        numbers[str(run)]["loss, pretraining text"] > 0
+        and "loss, supervised tokens" not in numbers[str(base)]
+    )
     assert "right, split: train" in capsys.readouterr().out
 
 

@@ -44,7 +44,10 @@ def test_every_row_is_a_command_that_sft_accepts(name: str, tmp_path: Path, comm
 
 def test_smaller_sets_are_parts_of_larger_ones(tmp_path: Path):
     """Examples and tasks are added, not replaced: 30 in 100 in 300, 2 tasks in 4 in 8."""
-    for name, counted in (("examples", lambda record: json.dumps(record)), ("tasks", lambda record: record["skill"])):
+    for name, counted in (
+        ("examples", lambda record: json.dumps(record)),
+        ("tasks", lambda record: record["skill"]),
+    ):
         rows = [row for row in rows_of(name, tmp_path / name).values() if row.train]
         sets = [{counted(record) for record in records_of(row)} for row in rows]
         labels = [int(row.label.replace(",", "")) for row in rows]
@@ -63,9 +66,12 @@ def test_wordings_differ_in_nothing_but_wordings(tmp_path: Path):
     counts = [Counter(record["skill"] for record in records) for records in rows]
     assert all(each == counts[0] for each in counts) and sum(counts[0].values()) > 1000
     capitals = [
-        {record["messages"][-2]["content"] for record in records if record["skill"] == "capital"} for records in rows
+        {record["messages"][-2]["content"] for record in records if record["skill"] == "capital"}
+        for records in rows
     ]
-    beginnings = [len({" ".join(question.split()[:2]) for question in questions}) for questions in capitals]
+    beginnings = [
+        len({" ".join(question.split()[:2]) for question in questions}) for questions in capitals
+    ]
     assert beginnings[0] == 1 < beginnings[1] <= 4 and min(beginnings[2:]) > 10
 
 
@@ -73,19 +79,35 @@ def test_unknown_examples_are_all_that_differs(tmp_path: Path):
     sets = [records_of(row) for row in rows_of("unknown", tmp_path).values()]
     unknown = [sum(record["skill"] == "unknown" for record in records) for records in sets]
     known = [[record for record in records if record["skill"] != "unknown"] for records in sets]
-    assert unknown[:3] == [0, 20, 160] and unknown[3] > 1000 and all(each == known[0] for each in known)
+    assert (
+        unknown[:3] == [0, 20, 160]
+        and unknown[3] > 1000
+        and all(each == known[0] for each in known)
+    )
 
 
 def test_a_question_in_a_chat_is_the_same_question(tmp_path: Path):
     """After two others, with their right answers; and only one of the two tuning sets has chats."""
     rows = rows_of("chats", tmp_path)
-    alone, later = ([json.loads(line) for line in open(row.ask[1], encoding="utf-8")] for row in [*rows.values()][:2])
-    assert [r["messages"] for r in alone] == [r["messages"][-2:] for r in later] and len(alone) > 700
+    alone, later = (
+        [json.loads(line) for line in open(row.ask[1], encoding="utf-8")]
+        for row in [*rows.values()][:2]
+    )
+    assert [r["messages"] for r in alone] == [r["messages"][-2:] for r in later] and len(
+        alone
+    ) > 700
     exchanges = [r["messages"] for r in alone]
-    assert all(r["messages"][:2] in exchanges and r["messages"][2:4] in exchanges for r in later[:50])
-    counts = [Counter(record["skill"] == "chat" for record in records_of(row)) for row in rows.values()]
+    assert all(
+        r["messages"][:2] in exchanges and r["messages"][2:4] in exchanges for r in later[:50]
+    )
+    counts = [
+        Counter(record["skill"] == "chat" for record in records_of(row)) for row in rows.values()
+    ]
     assert counts[0] == counts[1] and not counts[0][True] and counts[2][True] > 500
-    messages = [sorted(len(m["content"]) for r in records_of(row) for m in r["messages"]) for row in rows.values()]
+    messages = [
+        sorted(len(m["content"]) for r in records_of(row) for m in r["messages"])
+        for row in rows.values()
+    ]
     assert messages[0] == messages[2]  # the same questions
 
 
@@ -98,11 +120,15 @@ def test_replay_is_the_stated_share_of_the_tokens(tmp_path: Path, capsys):
     for percent in (5, 20):
         row = rows[f"{percent} % of the tokens replayed"]
         assert sft.main([*row.train, "--steps", "1", "--out", str(tmp_path / f"{percent}")]) == 0
-        mixture = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("mixture"))
+        mixture = next(
+            line for line in capsys.readouterr().out.splitlines() if line.startswith("mixture")
+        )
         share = float(mixture.split("replay.jsonl ")[1].split(" %")[0])
         assert share == pytest.approx(percent, abs=0.6)
     replayed = set((tmp_path / "replay.jsonl").read_text(encoding="utf-8").splitlines())
-    asked = set((experiments.HERE / "data" / "heldout_text.jsonl").read_text(encoding="utf-8").splitlines())
+    asked = set(
+        (experiments.HERE / "data" / "heldout_text.jsonl").read_text(encoding="utf-8").splitlines()
+    )
     assert all(len(record) < 80 for record in replayed & asked) and len(replayed & asked) < 10
 
 
@@ -115,11 +141,19 @@ def test_small_bases_are_asked_about_other_countries(tmp_path: Path, commands):
     assert {record["split"] for record in asked} == {"entities"} and len(asked) == 240
     assert not [name for name in held if make_instruct.has_word(tuned, name)]
     assert [command[0] for command in commands] == ["data/make_base.py"] * 4
-    assert [command[command.index("--wordings") + 1] for command in commands] == ["1", "2", "4", "8"]
+    assert [command[command.index("--wordings") + 1] for command in commands] == [
+        "1",
+        "2",
+        "4",
+        "8",
+    ]
 
 
 def test_the_table_gives_means_and_spreads(capsys):
-    results = {"base": [{"right": 1.0, "loss": 0.5}, {"right": 4.0, "loss": 0.7}], "tuned": [{"loss": 1.25}] * 2}
+    results = {
+        "base": [{"right": 1.0, "loss": 0.5}, {"right": 4.0, "loss": 0.7}],
+        "tuned": [{"loss": 1.25}] * 2,
+    }
     experiments.print_table("Two", {"right": "right", "text": "loss"}, results)
     assert capsys.readouterr().out.splitlines() == [
         "",
@@ -137,7 +171,9 @@ def test_a_row_is_trained_asked_and_read(tmp_path: Path, monkeypatch):
     def run(script: str, *arguments: str) -> None:
         ran.append((script, *arguments))
         if script == "evaluate.py":
-            Path(arguments[arguments.index("--json") + 1]).write_text(json.dumps({arguments[0]: {"right": 7}}))
+            Path(arguments[arguments.index("--json") + 1]).write_text(
+                json.dumps({arguments[0]: {"right": 7}})
+            )
 
     monkeypatch.setattr(experiments, "run", run)
     row = Row("lr 1e-3, twice", ("--lr", "1e-3"), ("--template", "xml"))
@@ -156,7 +192,11 @@ def test_a_row_is_trained_asked_and_read(tmp_path: Path, monkeypatch):
 
 def test_a_failing_command_ends_the_experiment(tmp_path: Path, monkeypatch, capsys):
     """One line, exit status 2, and no table that looks complete."""
-    monkeypatch.setattr(experiments.subprocess, "run", lambda command: type("Done", (), {"returncode": 2}))
+    monkeypatch.setattr(
+        experiments.subprocess, "run", lambda command: type("Done", (), {"returncode": 2})
+    )
     assert experiments.main(["loss-mask", "--out", str(tmp_path)]) == 2
     said = capsys.readouterr()
-    assert said.err.startswith("error: this command failed: python sft.py") and "|---" not in said.out
+    assert (
+        said.err.startswith("error: this command failed: python sft.py") and "|---" not in said.out
+    )

@@ -29,7 +29,14 @@ from hf_tokenizer import (
 )
 from tokenizer import END_OF_TEXT, GPT2_SPLIT, Tokenizer, merge_pairs, train_bpe
 
-GOOD = {"model_type": "gpt2", "vocab_size": 257, "n_positions": 64, "n_layer": 2, "n_head": 4, "n_embd": 32}
+GOOD = {
+    "model_type": "gpt2",
+    "vocab_size": 257,
+    "n_positions": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_embd": 32,
+}
 CORPUS = [
     "the cat sat on the mat, the rat ate 12 of 345 oats",
     "aaaa aaab abab baaa  \n\n  aaa bbb",
@@ -65,8 +72,14 @@ def everything(folder: Path) -> list[Path]:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"model_type": "llama", "n_positions": None}, "model_type is 'llama'; this model knows 'gpt2' only"),
-        ({"activation_function": "relu"}, "activation_function is 'relu'; this model knows 'gelu_new' only"),
+        (
+            {"model_type": "llama", "n_positions": None},
+            "model_type is 'llama'; this model knows 'gpt2' only",
+        ),
+        (
+            {"activation_function": "relu"},
+            "activation_function is 'relu'; this model knows 'gelu_new' only",
+        ),
         ({"activation_function": "gelu"}, "activation_function is 'gelu'"),
         ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06; this model knows 1e-05 only"),
         ({"scale_attn_weights": False}, "scale_attn_weights is False"),
@@ -87,7 +100,9 @@ def everything(folder: Path) -> list[Path]:
         ({"activation_function": "\x1b[2J" * 1000}, r"activation_function is '\\x1b\[2J"),
     ],
 )
-def test_a_configuration_that_this_model_cannot_compute_is_refused(tmp_path, capsys, changes, reason) -> None:
+def test_a_configuration_that_this_model_cannot_compute_is_refused(
+    tmp_path, capsys, changes, reason
+) -> None:
     (tmp_path / "config.json").write_text(json.dumps(GOOD | changes))
     error = fails(capsys, hf.main, "loss", tmp_path, Path(__file__))
     assert str(tmp_path / "config.json") in error and len(error) < 400
@@ -97,9 +112,18 @@ def test_a_configuration_that_this_model_cannot_compute_is_refused(tmp_path, cap
 
 @pytest.mark.parametrize("n_inner", [None, 128])
 def test_a_configuration_gives_the_sizes(tmp_path, n_inner) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(GOOD | {"n_inner": n_inner, "attn_pdrop": 0.1, "n_ctx": 64}))
+    (tmp_path / "config.json").write_text(
+        json.dumps(GOOD | {"n_inner": n_inner, "attn_pdrop": 0.1, "n_ctx": 64})
+    )
     config = hf.read_config(tmp_path / "config.json")
-    sizes = config.vocab_size, config.context_length, config.n_layer, config.n_head, config.n_embd, config.n_vocab
+    sizes = (
+        config.vocab_size,
+        config.context_length,
+        config.n_layer,
+        config.n_head,
+        config.n_embd,
+        config.n_vocab,
+    )
     assert sizes == (257, 64, 2, 4, 32, 257)
 
 
@@ -116,7 +140,10 @@ def test_a_configuration_gives_the_sizes(tmp_path, n_inner) -> None:
 )
 def test_a_configuration_that_is_no_json_is_refused(tmp_path, capsys, content, reason) -> None:
     (tmp_path / "config.json").write_bytes(content)
-    for command, arguments in ((hf.main, ["loss", tmp_path, __file__]), (sft.main, ["--init", tmp_path])):
+    for command, arguments in (
+        (hf.main, ["loss", tmp_path, __file__]),
+        (sft.main, ["--init", tmp_path]),
+    ):
         error = fails(capsys, command, *arguments)
         assert reason in error and "config.json" in error
 
@@ -131,7 +158,9 @@ def test_weights_that_are_missing(tmp_path, capsys) -> None:
 
 
 def test_what_is_neither_a_folder_nor_a_name(tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match="gpt3: no folder with a config.json, and none of gpt2, gpt2-medium"):
+    with pytest.raises(
+        FileNotFoundError, match="gpt3: no folder with a config.json, and none of gpt2, gpt2-medium"
+    ):
         hf.load_gpt2("gpt3")
     with pytest.raises(FileNotFoundError):
         hf.load_gpt2(tmp_path)
@@ -144,10 +173,14 @@ def test_without_the_extra_nothing_is_written(tmp_path, monkeypatch, capsys) -> 
     assert "pip install safetensors" in fails(capsys, hf.main, "export", base, tmp_path / "new")
     assert everything(tmp_path) == [base]
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    assert "pip install safetensors" in fails(capsys, sft.main, "--init", "gpt2", "--out", tmp_path / "out")
+    assert "pip install safetensors" in fails(
+        capsys, sft.main, "--init", "gpt2", "--out", tmp_path / "out"
+    )
     (tmp_path / "config.json").write_text(json.dumps(GOOD))
     (tmp_path / "model.safetensors").write_bytes(b"")
-    assert "pip install safetensors" in fails(capsys, sft.main, "--init", tmp_path, "--out", tmp_path / "out")
+    assert "pip install safetensors" in fails(
+        capsys, sft.main, "--init", tmp_path, "--out", tmp_path / "out"
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -157,7 +190,9 @@ def test_a_folder_that_holds_something_is_not_written_over(tmp_path, monkeypatch
     note.parent.mkdir()
     note.write_text("mine")
     for taken in (note, note.parent):
-        assert "is there already; choose another folder" in fails(capsys, hf.main, "export", base, taken)
+        assert "is there already; choose another folder" in fails(
+            capsys, hf.main, "export", base, taken
+        )
     assert everything(tmp_path) == [base, note.parent, note] and note.read_text() == "mine"
 
 
@@ -176,7 +211,9 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, capsys) -> None:
     assert everything(tmp_path) == [base, tmp_path / "new"]
 
 
-@pytest.mark.parametrize("reason", [urllib.error.URLError("no network"), http.client.IncompleteRead(b"")])
+@pytest.mark.parametrize(
+    "reason", [urllib.error.URLError("no network"), http.client.IncompleteRead(b"")]
+)
 @pytest.mark.parametrize("fails_at", [1, 2])
 def test_without_a_network(cache, tmp_path, monkeypatch, capsys, reason, fails_at) -> None:
     """The line says what to fetch, and where to put it. Nothing half done stays."""
@@ -191,15 +228,25 @@ def test_without_a_network(cache, tmp_path, monkeypatch, capsys, reason, fails_a
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     error = fails(capsys, sft.main, "--init", "distilgpt2", "--out", tmp_path / "out")
-    for part in (str(reason), "distilgpt2 could not be downloaded", "and tokenizer.json from", "--init"):
+    for part in (
+        str(reason),
+        "distilgpt2 could not be downloaded",
+        "and tokenizer.json from",
+        "--init",
+    ):
         assert part in error
     folder = "https://huggingface.co/distilbert/distilgpt2/resolve/main/"
-    assert folder in error and asked == [folder + "config.json", folder + "model.safetensors"][:fails_at]
+    assert (
+        folder in error
+        and asked == [folder + "config.json", folder + "model.safetensors"][:fails_at]
+    )
     assert everything(cache) == [] and not (tmp_path / "out").exists()
 
 
 def test_a_log_in_page_in_place_of_the_files(cache, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda url, path: Path(path).write_text("<html>"))
+    monkeypatch.setattr(
+        torch.hub, "download_url_to_file", lambda url, path: Path(path).write_text("<html>")
+    )
     assert "not valid JSON" in fails(capsys, hf.main, "loss", "gpt2", __file__)
     assert everything(cache) == []
 
@@ -216,12 +263,27 @@ def test_a_published_model_is_known_by_its_name(cache, tmp_path, monkeypatch) ->
     monkeypatch.chdir(tmp_path)
     make_base(Path("small.pt"))
     small, tokenizer, _ = hf.load_checkpoint("small.pt")
-    monkeypatch.setattr(hf, "find_gpt2", lambda path: cache / "gpt2" if str(path) == "gpt2" else None)
-    monkeypatch.setattr(hf, "load_gpt2", lambda path, dropout: (type(small)(small.config), tokenizer))
+    monkeypatch.setattr(
+        hf, "find_gpt2", lambda path: cache / "gpt2" if str(path) == "gpt2" else None
+    )
+    monkeypatch.setattr(
+        hf, "load_gpt2", lambda path, dropout: (type(small)(small.config), tokenizer)
+    )
     monkeypatch.setattr("model.GPT.init_weights", lambda model: model.load_state_dict(WEIGHTS))
     WEIGHTS = small.state_dict()
     data = write_jsonl(tmp_path / "data.jsonl", [{"prompt": "a", "completion": "b"}] * 40)
-    flags = ["--data", str(data), "--init", "gpt2", "--device", "cpu", "--steps", "1", "--out", "run"]
+    flags = [
+        "--data",
+        str(data),
+        "--init",
+        "gpt2",
+        "--device",
+        "cpu",
+        "--steps",
+        "1",
+        "--out",
+        "run",
+    ]
     assert sft.main([*flags, "--lora-rank", "1"]) == 0
     assert hf.load_checkpoint("run")[2]["base"]["path"] == "gpt2"
     assert chat.main(["run", "--prompt", "a", "--base", "--max-new-tokens", "1"]) == 0
@@ -229,7 +291,9 @@ def test_a_published_model_is_known_by_its_name(cache, tmp_path, monkeypatch) ->
     assert sft.main([*flags, "--overwrite"]) == 0
 
 
-@pytest.mark.parametrize("name", ["a b", "a\nb", "é👋", "\x1b[31mred", os.fsdecode(b"\xff"), "$(ls)'"])
+@pytest.mark.parametrize(
+    "name", ["a b", "a\nb", "é👋", "\x1b[31mred", os.fsdecode(b"\xff"), "$(ls)'"]
+)
 def test_any_name_is_shown_in_one_line(tmp_path, monkeypatch, capsys, name) -> None:
     monkeypatch.setattr(hf, "import_safetensors", lambda: None)
     (tmp_path / name).mkdir()
@@ -246,7 +310,9 @@ def test_a_base_is_found_from_another_folder(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_base(Path("small.pt"))
     write_jsonl(Path("data.jsonl"), [{"prompt": "a", "completion": "b"}] * 40)
-    flags = "--data data.jsonl --init small.pt --device cpu --steps 1 --out run --lora-rank 1".split()
+    flags = (
+        "--data data.jsonl --init small.pt --device cpu --steps 1 --out run --lora-rank 1".split()
+    )
     assert sft.main(flags) == 0
     monkeypatch.chdir("/")
     assert hf.load_checkpoint(tmp_path / "run")[2]["base"]["path"] == str(tmp_path / "small.pt")
@@ -256,7 +322,9 @@ def test_a_base_is_found_from_another_folder(tmp_path, monkeypatch) -> None:
 
 
 def ranks_of(*tokens: bytes) -> dict[bytes, int]:
-    return {bytes([byte]): byte for byte in range(256)} | {token: 256 + i for i, token in enumerate(tokens)}
+    return {bytes([byte]): byte for byte in range(256)} | {
+        token: 256 + i for i, token in enumerate(tokens)
+    }
 
 
 def test_merge_pairs_worked_out_by_hand() -> None:
@@ -268,7 +336,10 @@ def test_merge_pairs_worked_out_by_hand() -> None:
         (b"aa", b"a"),  # the leftmost first
         (b"aa", b"aa"),  # both aa are joined before any aaa
     ]
-    assert merge_pairs(ranks_of(b"aaa", b"aa", b"aaaa"))[-1] == (b"aaa", b"a")  # here aaa is joined at once
+    assert merge_pairs(ranks_of(b"aaa", b"aa", b"aaaa"))[-1] == (
+        b"aaa",
+        b"a",
+    )  # here aaa is joined at once
     with pytest.raises(ValueError, match="no join of two tokens gives the token b'xyz'"):
         merge_pairs(ranks_of(b"ab", b"xyz"))
 
@@ -277,7 +348,9 @@ def encode_by_pairs(text: str, pairs: list[tuple[bytes, bytes]]) -> list[bytes]:
     """BPE as it is defined over pairs: the pair that comes first in the list, leftmost first, until none is left."""
     rank = {pair: i for i, pair in enumerate(pairs)}
     parts = [bytes([byte]) for byte in text.encode()]
-    while joins := [(rank[pair], i) for i, pair in enumerate(zip(parts, parts[1:])) if pair in rank]:
+    while joins := [
+        (rank[pair], i) for i, pair in enumerate(zip(parts, parts[1:])) if pair in rank
+    ]:
         _, i = min(joins)
         parts[i : i + 2] = [parts[i] + parts[i + 1]]
     return parts
@@ -305,18 +378,28 @@ def test_merge_pairs_encode_as_the_ranks_do(alphabet: str) -> None:
         n_random += round_ % 2 == 0 and len(pairs) > 2
         for text in [*texts, *("".join(rng.choices(alphabet, k=30)) for _ in range(20))]:
             ids = tokenizer.encode(text)
-            assert [tokenizer.decode_bytes([i]) for i in ids] == encode_by_pairs(text, pairs), (text, pairs)
+            assert [tokenizer.decode_bytes([i]) for i in ids] == encode_by_pairs(text, pairs), (
+                text,
+                pairs,
+            )
     assert n_random > 5
 
 
 def test_characters_for_bytes() -> None:
     """As in the files of GPT-2: a space is Ġ, a line's end Ċ, é is two; every byte has a visible one of its own."""
-    assert [BYTES[character] for character in "aĠĊÃ©"] == [ord("a"), ord(" "), ord("\n"), *"é".encode()]
+    assert [BYTES[character] for character in "aĠĊÃ©"] == [
+        ord("a"),
+        ord(" "),
+        ord("\n"),
+        *"é".encode(),
+    ]
     assert sorted(BYTES.values()) == list(range(256)) and "".join(BYTES).isprintable()
 
 
 def test_a_tokenizer_survives_its_file(tmp_path, tokenizer, learned) -> None:
-    for number, one in enumerate((tokenizer, learned, Tokenizer(learned.ranks, learned.special_tokens, GPT2_SPLIT))):
+    for number, one in enumerate(
+        (tokenizer, learned, Tokenizer(learned.ranks, learned.special_tokens, GPT2_SPLIT))
+    ):
         path = tmp_path / f"{number}.json"
         path.write_text(json.dumps(tokenizer_json(one)))
         assert read_tokenizer(path).state() == one.state()
@@ -369,7 +452,9 @@ def without_end_of_text(saved: dict) -> None:
         change("normalizer", {"type": "NFC"}),
         change("pre_tokenizer", None),
         change("pre_tokenizer", {"type": "Whitespace"}),
-        change("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False}),
+        change(
+            "pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False}
+        ),
         change("pre_tokenizer", BYTE_LEVEL | {"use_regex": False}),
         change("pre_tokenizer/pretokenizers/0/pattern/Regex", r"\p{N}{1,3}"),
     ],
@@ -379,7 +464,9 @@ def test_a_tokenizer_that_would_give_other_ids_is_refused(tmp_path, learned, spo
     spoil(saved)
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(saved))
-    with pytest.raises(ValueError, match=r"tokenizer.json: (not a byte-level BPE tokenizer|a tokenizer whose ids)"):
+    with pytest.raises(
+        ValueError, match=r"tokenizer.json: (not a byte-level BPE tokenizer|a tokenizer whose ids)"
+    ):
         read_tokenizer(path)
 
 
@@ -387,7 +474,9 @@ def test_special_tokens_before_those_of_text_are_refused(tmp_path, tokenizer) ->
     """As other trainers number them. A checkpoint of ours could not hold that."""
     saved, path = tokenizer_json(tokenizer), tmp_path / "tokenizer.json"
     saved["added_tokens"][0]["id"] = 0
-    saved["model"]["vocab"] = {token: token_id + 1 for token, token_id in saved["model"]["vocab"].items()}
+    saved["model"]["vocab"] = {
+        token: token_id + 1 for token, token_id in saved["model"]["vocab"].items()
+    }
     path.write_text(json.dumps(saved))
     with pytest.raises(ValueError, match="a tokenizer whose ids"):
         read_tokenizer(path)
@@ -403,7 +492,10 @@ def test_gpt2s_vocabulary_in_the_form_of_its_own_files(tmp_path) -> None:
     gpt2 = Tokenizer.gpt2()
     saved = tokenizer_json(gpt2)
     merges = [" ".join(pair) for pair in saved["model"]["merges"]]
-    assert merges[:5] == ["Ġ t", "Ġ a", "h e", "i n", "r e"] and merges[-2:] == ["Ġinform ants", "Ġg azed"]
+    assert merges[:5] == ["Ġ t", "Ġ a", "h e", "i n", "r e"] and merges[-2:] == [
+        "Ġinform ants",
+        "Ġg azed",
+    ]
     assert len(merges) == 50_000
     saved["model"] |= {"merges": merges, "vocab": saved["model"]["vocab"] | {END_OF_TEXT: 50256}}
     saved["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
@@ -423,12 +515,19 @@ def test_without_its_file_a_tokenizer_is_gpt2s_or_unknown(tmp_path, monkeypatch,
     for same in (vocab, vocab | {END_OF_TEXT: 256}):
         (tmp_path / "vocab.json").write_text(json.dumps(same))
         assert find_tokenizer(tmp_path) is tokenizer
-    for other in (vocab | {"a": vocab["b"], "b": vocab["a"]}, vocab | {"ab": 257}, vocab | {"a": []}, {}):
+    for other in (
+        vocab | {"a": vocab["b"], "b": vocab["a"]},
+        vocab | {"ab": 257},
+        vocab | {"a": []},
+        {},
+    ):
         (tmp_path / "vocab.json").write_text(json.dumps(other))
         with pytest.raises(ValueError, match="vocab.json: not GPT-2's vocabulary"):
             find_tokenizer(tmp_path)
     monkeypatch.setattr(Tokenizer, "gpt2", no_network)
-    with pytest.raises(OSError, match=f"{tmp_path} has no tokenizer.json, and GPT-2's vocabulary is not on this"):
+    with pytest.raises(
+        OSError, match=f"{tmp_path} has no tokenizer.json, and GPT-2's vocabulary is not on this"
+    ):
         find_tokenizer(tmp_path)
 
 

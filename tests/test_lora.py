@@ -20,7 +20,9 @@ IDS = torch.tensor([[7, 257, 3, 258, 7, 9, 250, 257], [258, 258, 7, 1, 0, 44, 7,
 
 def adapted(base: GPT | None = None, **settings) -> GPT:
     """A base with adapters that do something: B and the token rows are no longer zero."""
-    model = add_lora(base or make_model(), **{"rank": 3, "alpha": 5.0, "token_ids": ROWS} | settings)
+    model = add_lora(
+        base or make_model(), **{"rank": 3, "alpha": 5.0, "token_ids": ROWS} | settings
+    )
     for name, parameter in model.named_parameters():
         if name.endswith(("lora_b", "lora_rows")):
             nn.init.normal_(parameter, std=0.3)
@@ -43,30 +45,48 @@ def nudged() -> GPT:
 
 def hashes(model: nn.Module) -> dict[str, str]:
     """Of each tensor that is not an adapter's, under the name that it has without adapters."""
-    tensors = {name.replace(".base.", "."): t for name, t in model.state_dict().items() if ".lora_" not in name}
+    tensors = {
+        name.replace(".base.", "."): t
+        for name, t in model.state_dict().items()
+        if ".lora_" not in name
+    }
     return {name: hashlib.sha256(t.numpy().tobytes()).hexdigest() for name, t in tensors.items()}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_fresh_adapters_change_not_one_bit(dtype: torch.dtype) -> None:
     """Claim 16: at initialisation, token rows included, in training with dropout too."""
-    for token_ids, base, ids in (ROWS, grown(dtype=dtype), IDS), ((), make_model(dtype=dtype), IDS % 257):
+    for token_ids, base, ids in (
+        (ROWS, grown(dtype=dtype), IDS),
+        ((), make_model(dtype=dtype), IDS % 257),
+    ):
         model = add_lora(make_model(dtype=dtype), dropout=0.5, token_ids=token_ids)
         assert torch.equal(model(ids), base(ids)) and torch.equal(model.train()(ids), base(ids))
-        assert hashes(model) == hashes(base) and model.generate([[1, 2]], 9) == base.generate([[1, 2]], 9)
+        assert hashes(model) == hashes(base) and model.generate([[1, 2]], 9) == base.generate(
+            [[1, 2]], 9
+        )
 
 
 @pytest.mark.parametrize("token_ids", [(), ROWS])
-@pytest.mark.parametrize("targets", [ALL_TARGETS, ("attn.qkv",), ("blocks.1.mlp.down", "attn.proj")])
-def test_only_adapters_and_token_rows_learn(targets: tuple[str, ...], token_ids: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    "targets", [ALL_TARGETS, ("attn.qkv",), ("blocks.1.mlp.down", "attn.proj")]
+)
+def test_only_adapters_and_token_rows_learn(
+    targets: tuple[str, ...], token_ids: tuple[int, ...]
+) -> None:
     """Claim 16: the base is hash-identical after optimiser steps that are offered every parameter, weight decay on."""
     model = add_lora(make_model(), rank=2, targets=targets, token_ids=token_ids).train()
-    before, start = hashes(model), {name: p.detach().clone() for name, p in model.named_parameters()}
+    before, start = (
+        hashes(model),
+        {name: p.detach().clone() for name, p in model.named_parameters()},
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
     for _ in range(3):
         model(IDS % model.config.n_vocab).log_softmax(-1)[..., 5].mean().backward()
         optimizer.step()
-    layers = [name for name in before if name.endswith(tuple(f"{target}.weight" for target in targets))]
+    layers = [
+        name for name in before if name.endswith(tuple(f"{target}.weight" for target in targets))
+    ]
     expected = {name.replace("weight", f"lora_{letter}") for name in layers for letter in "ab"}
     expected |= {"tok_emb.lora_rows"} if token_ids else set()
     parameters = dict(model.named_parameters())
@@ -82,14 +102,24 @@ def test_gradients_are_those_worked_out_from_the_dense_weights(rslora: bool, sca
     row is the gradient of the embedding's row, from both its uses. The batch is padded and cut to its targets."""
     model = adapted(rslora=rslora)
     dense = merge_lora(copy.deepcopy(model))
-    real, at, targets = torch.arange(13), torch.tensor([2, 3, 7, 9, 12]), torch.tensor([258, 9, 257, 7, 7])
+    real, at, targets = (
+        torch.arange(13),
+        torch.tensor([2, 3, 7, 9, 12]),
+        torch.tensor([258, 9, 257, 7, 7]),
+    )
     for network in (model, dense):
-        nn.functional.cross_entropy(network(IDS, at=at, real=real), targets, reduction="sum").backward()
+        nn.functional.cross_entropy(
+            network(IDS, at=at, real=real), targets, reduction="sum"
+        ).backward()
     wanted = {name: p.grad for name, p in dense.named_parameters()}
     adapters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert len(adapters) == 2 * 4 * 2 + 1
     for layer in (name.removesuffix(".lora_a") for name in adapters if name.endswith("lora_a")):
-        a, b, g = adapters[f"{layer}.lora_a"], adapters[f"{layer}.lora_b"], wanted[f"{layer}.weight"]
+        a, b, g = (
+            adapters[f"{layer}.lora_a"],
+            adapters[f"{layer}.lora_b"],
+            wanted[f"{layer}.weight"],
+        )
         assert_exact(a.grad, scale * b.T @ g)
         assert_exact(b.grad, scale * g @ a.T)
     assert_exact(adapters["tok_emb.lora_rows"].grad, wanted["tok_emb.weight"][list(ROWS)])
@@ -110,13 +140,21 @@ def test_gradients_are_those_worked_out_from_the_dense_weights(rslora: bool, sca
 def test_targets_name_layers_whole_or_from_a_dot_on(targets: str, expected: str) -> None:
     """Claim 16 and issue 2: by explicit name; each layer gets one adapter, however often it is named."""
     tree = nn.Module()
-    for name in (f"blocks.{i}.{end}" for i in (0, 10) for end in ("attn.proj", "attn.xproj", "mlp.up", "xmlp.up")):
+    for name in (
+        f"blocks.{i}.{end}"
+        for i in (0, 10)
+        for end in ("attn.proj", "attn.xproj", "mlp.up", "xmlp.up")
+    ):
         module = tree
         for part in name.split(".")[:-1]:
             module = module._modules.setdefault(part, nn.Module())
         module.add_module(name.split(".")[-1], nn.Linear(4, 4))
     add_lora(tree, rank=2, targets=targets.split())
-    found = [name.removesuffix(".lora_a") for name, _ in tree.named_parameters() if name.endswith("lora_a")]
+    found = [
+        name.removesuffix(".lora_a")
+        for name, _ in tree.named_parameters()
+        if name.endswith("lora_a")
+    ]
     assert found == [f"blocks.{name}" for name in expected.split()]
 
 
@@ -124,7 +162,10 @@ def test_targets_name_layers_whole_or_from_a_dot_on(targets: str, expected: str)
     ("settings", "reason"),
     [
         ({"targets": ["roj"]}, "'roj'.*attn.proj, attn.qkv, mlp.down, mlp.up"),
-        ({"targets": ["attn.qkv", "mlp.gate"]}, "'mlp.gate'.*attn.proj, attn.qkv, mlp.down, mlp.up"),
+        (
+            {"targets": ["attn.qkv", "mlp.gate"]},
+            "'mlp.gate'.*attn.proj, attn.qkv, mlp.down, mlp.up",
+        ),
         ({"targets": ["pos_emb"]}, "'pos_emb'"),  # there, but not a linear layer
         ({"targets": []}, "target"),
         ({"rank": 0}, "rank"),
@@ -138,7 +179,9 @@ def test_what_cannot_be_added_raises_and_changes_nothing(settings: dict, reason:
     model = make_model()
     with pytest.raises(ValueError, match=reason):
         add_lora(model, **settings)
-    assert hashes(model) == hashes(make_model()) and all(p.requires_grad for p in model.parameters())
+    assert hashes(model) == hashes(make_model()) and all(
+        p.requires_grad for p in model.parameters()
+    )
 
 
 def test_adding_twice_raises_until_the_first_is_merged() -> None:
@@ -152,22 +195,35 @@ def test_adding_twice_raises_until_the_first_is_merged() -> None:
 
 
 @pytest.mark.parametrize("rslora", [False, True])
-@pytest.mark.parametrize("targets", [*((target,) for target in ALL_TARGETS), ("blocks.1.attn.qkv",), ALL_TARGETS])
+@pytest.mark.parametrize(
+    "targets", [*((target,) for target in ALL_TARGETS), ("blocks.1.attn.qkv",), ALL_TARGETS]
+)
 @pytest.mark.parametrize("token_ids", [(), ROWS])
-def test_merging_equals_the_adapter(targets: tuple[str, ...], rslora: bool, token_ids: tuple[int, ...]) -> None:
+def test_merging_equals_the_adapter(
+    targets: tuple[str, ...], rslora: bool, token_ids: tuple[int, ...]
+) -> None:
     """Claim 17: for every target, the fused qkv included, and token rows; what comes out is a plain GPT whose weights
     are W + s BA, and whose embedding is changed in those rows alone."""
     model = adapted(targets=targets, rslora=rslora, token_ids=token_ids)
     ids, prompts, tensors = IDS % model.config.n_vocab, [[1, 7, 2], [7]], model.state_dict()
     before, greedy = model(ids), model.generate(prompts, 8)
-    expected = {name.replace(".base.", "."): t.clone() for name, t in tensors.items() if ".lora_" not in name}
+    expected = {
+        name.replace(".base.", "."): t.clone()
+        for name, t in tensors.items()
+        if ".lora_" not in name
+    }
     for layer in (name.removesuffix(".lora_a") for name in tensors if name.endswith("lora_a")):
         scale = 5 / math.sqrt(3) if rslora else 5 / 3
-        expected[f"{layer}.weight"] += scale * tensors[f"{layer}.lora_b"] @ tensors[f"{layer}.lora_a"]
+        expected[f"{layer}.weight"] += (
+            scale * tensors[f"{layer}.lora_b"] @ tensors[f"{layer}.lora_a"]
+        )
     for row, token_id in enumerate(token_ids):
         expected["tok_emb.weight"][token_id] += tensors["tok_emb.lora_rows"][row]
     merged = merge_lora(model)
-    assert merged is model and model.state_dict().keys() == make_model().state_dict().keys() == expected.keys()
+    assert (
+        merged is model
+        and model.state_dict().keys() == make_model().state_dict().keys() == expected.keys()
+    )
     for name, tensor in model.state_dict().items():
         assert_exact(tensor, expected[name])
     assert_exact(model(ids), before)
@@ -188,7 +244,10 @@ def test_evaluation_and_forward_write_no_weight() -> None:
         model.train(training)(IDS)
         model.generate([[1, 257]], 3)
         for name, tensor in model.state_dict().items():
-            assert torch.equal(tensor, before[name][0]) and (tensor.data_ptr(), tensor._version) == before[name][1:]
+            assert (
+                torch.equal(tensor, before[name][0])
+                and (tensor.data_ptr(), tensor._version) == before[name][1:]
+            )
 
 
 def test_dropout_in_training_only(tmp_path: Path) -> None:
@@ -208,21 +267,40 @@ def test_dropout_in_training_only(tmp_path: Path) -> None:
 def test_the_file_holds_all_that_the_adapter_needs_and_nothing_of_the_base(tmp_path: Path) -> None:
     """Claim 18: rank, alpha, targets, token rows and the fingerprint of the base as it was before its vocabulary
     grew, as plain values; loaded, bit-identical, also from the checkpoint of a run."""
-    settings = dict(rank=3, alpha=5.0, dropout=0.25, targets=("attn.qkv", "mlp.up"), token_ids=ROWS, rslora=True)
-    model, path, checkpoint = adapted(**settings).eval(), tmp_path / "adapter.pt", tmp_path / "checkpoint.pt"
+    settings = dict(
+        rank=3, alpha=5.0, dropout=0.25, targets=("attn.qkv", "mlp.up"), token_ids=ROWS, rslora=True
+    )
+    model, path, checkpoint = (
+        adapted(**settings).eval(),
+        tmp_path / "adapter.pt",
+        tmp_path / "checkpoint.pt",
+    )
     save_lora(model, path)
     saved = torch.load(path, weights_only=True)
     assert saved["lora"] == settings | {"fingerprint": fingerprint(make_model())}
-    names = {f"blocks.{i}.{target}.lora_{ab}" for i in (0, 1) for target in settings["targets"] for ab in "ab"}
+    names = {
+        f"blocks.{i}.{target}.lora_{ab}"
+        for i in (0, 1)
+        for target in settings["targets"]
+        for ab in "ab"
+    }
     assert saved["adapter"].keys() == names | {"tok_emb.lora_rows"}
     assert saved["adapter"]["tok_emb.lora_rows"].shape == (3, 32)
     save_checkpoint(checkpoint, adapter_state(model) | {"step": 3, "template": "chatml"})
     for loaded in (load_lora(make_model(), file).eval() for file in (path, checkpoint)):
-        assert loaded.lora == model.lora and loaded.config == model.config and torch.equal(loaded(IDS), model(IDS))
-        assert {name for name, p in loaded.named_parameters() if p.requires_grad} == saved["adapter"].keys()
+        assert (
+            loaded.lora == model.lora
+            and loaded.config == model.config
+            and torch.equal(loaded(IDS), model(IDS))
+        )
+        assert {name for name, p in loaded.named_parameters() if p.requires_grad} == saved[
+            "adapter"
+        ].keys()
 
 
-@pytest.mark.parametrize("wrong", [nudged, grown, adapted, lambda: make_model(1), lambda: make_model().float()])
+@pytest.mark.parametrize(
+    "wrong", [nudged, grown, adapted, lambda: make_model(1), lambda: make_model().float()]
+)
 def test_a_wrong_base_is_refused_and_stays_as_it_was(wrong, tmp_path: Path) -> None:
     """Claim 18: be it wrong by one bit, by its precision, by rows of its vocabulary, or by adapters that it has."""
     save_lora(adapted(), tmp_path / "adapter.pt")
@@ -234,16 +312,27 @@ def test_a_wrong_base_is_refused_and_stays_as_it_was(wrong, tmp_path: Path) -> N
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize("kind", ["full tuning", "list", "tensor", "empty", "text", "cut", "lacking", "too much"])
+@pytest.mark.parametrize(
+    "kind", ["full tuning", "list", "tensor", "empty", "text", "cut", "lacking", "too much"]
+)
 def test_a_file_that_is_no_whole_adapter_is_refused(kind: str, tmp_path: Path) -> None:
     """Claim 18 and issue 2: whatever it is, the error is a ValueError that names the file."""
     path, state = tmp_path / "other.pt", adapter_state(adapted())
     lacking, too_much = copy.deepcopy(state), copy.deepcopy(state)
     lacking["adapter"].popitem()
     too_much["adapter"]["blocks.7.mlp.up.lora_a"] = torch.zeros(3, 32)
-    contents = {"full tuning": {"model": {}}, "list": [1], "tensor": torch.zeros(3), "lacking": lacking}
+    contents = {
+        "full tuning": {"model": {}},
+        "list": [1],
+        "tensor": torch.zeros(3),
+        "lacking": lacking,
+    }
     torch.save({**contents, "too much": too_much}.get(kind, state), path)
-    damaged = {"empty": b"", "text": b"plain text, no checkpoint\n", "cut": path.read_bytes()[:-500]}
+    damaged = {
+        "empty": b"",
+        "text": b"plain text, no checkpoint\n",
+        "cut": path.read_bytes()[:-500],
+    }
     path.write_bytes(damaged.get(kind, path.read_bytes()))
     with pytest.raises(ValueError, match="other.pt"):
         load_lora(make_model(), path)
@@ -254,7 +343,9 @@ def fit(model: GPT, ids: list[int], answer: list[int], n_steps: int) -> None:
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=0.01)
     for _ in range(n_steps):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(torch.tensor([ids[:-1]]), at=at), torch.tensor(answer)).backward()
+        nn.functional.cross_entropy(
+            model(torch.tensor([ids[:-1]]), at=at), torch.tensor(answer)
+        ).backward()
         optimizer.step()
 
 
@@ -273,6 +364,10 @@ def test_a_stop_token_that_the_base_never_saw_is_learned(tmp_path: Path) -> None
     fit(model, prompt + answer, answer, 40)
     assert hashes(model) == before
     save_lora(model, tmp_path / "adapter.pt")
-    for network in (model, load_lora(copy.deepcopy(base), tmp_path / "adapter.pt"), merge_lora(copy.deepcopy(model))):
+    for network in (
+        model,
+        load_lora(copy.deepcopy(base), tmp_path / "adapter.pt"),
+        merge_lora(copy.deepcopy(model)),
+    ):
         assert network(ids)[0, -1].softmax(-1)[stop] > 0.9
         assert network.generate([prompt], 20, stop=[stop]) == [answer[:-1]]

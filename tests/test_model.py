@@ -50,7 +50,9 @@ def right_pad(rows: list[list[int]], pads: list[int]) -> tuple[Tensor, Tensor]:
     """(B, T) ids, the padding taken from `pads` in turn, and the flat positions of the real tokens."""
     T = max(map(len, rows))
     ids = [row + [pads[i % len(pads)] for i in range(T - len(row))] for row in rows]
-    return torch.tensor(ids), torch.tensor([b * T + t for b, row in enumerate(rows) for t in range(len(row))])
+    return torch.tensor(ids), torch.tensor(
+        [b * T + t for b, row in enumerate(rows) for t in range(len(row))]
+    )
 
 
 def gradients(model: GPT, logits: Tensor, targets: Tensor) -> list[Tensor]:
@@ -64,7 +66,9 @@ def test_forward_equals_gpt2_written_out(changes: dict) -> None:
     model = make_model(context_length=50, **changes)
     for length in (1, 2, 17, 50):
         rows = conversations(length, length, seed=length)
-        assert_exact(model(torch.tensor(rows)), torch.stack([reference_logits(model, row) for row in rows]))
+        assert_exact(
+            model(torch.tensor(rows)), torch.stack([reference_logits(model, row) for row in rows])
+        )
 
 
 @pytest.mark.parametrize("use_at", [False, True])
@@ -98,9 +102,14 @@ def test_layers_run_on_real_tokens_and_the_head_on_targets_only() -> None:
     n_rows: dict[str, int] = {}
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.LayerNorm)):
-            module.register_forward_hook(lambda _, x, y, name=name: n_rows.update({name: y.numel() // y.shape[-1]}))
+            module.register_forward_hook(
+                lambda _, x, y, name=name: n_rows.update({name: y.numel() // y.shape[-1]})
+            )
     model(ids, at=torch.tensor([2, 45, 79, 87]), real=real)
-    last = [n_rows.pop(name) for name in ("final_norm", *(f"blocks.1.mlp{part}" for part in ("_norm", ".up", ".down")))]
+    last = [
+        n_rows.pop(name)
+        for name in ("final_norm", *(f"blocks.1.mlp{part}" for part in ("_norm", ".up", ".down")))
+    ]
     assert last == [4, 32, 32, 32]
     assert len(n_rows) == 9 and set(n_rows.values()) == {64}  # for 60 tokens in a rectangle of 120
     nothing = torch.tensor([], dtype=torch.long)
@@ -128,9 +137,13 @@ def test_the_tied_gradient_is_dense_and_that_of_both_uses(threads: int) -> None:
     assert_exact(first, head.grad + rows.grad)
 
 
-@pytest.mark.parametrize(("dtype", "threads"), [(torch.float32, 1), (torch.float32, 2), (torch.float64, 1)])
+@pytest.mark.parametrize(
+    ("dtype", "threads"), [(torch.float32, 1), (torch.float32, 2), (torch.float64, 1)]
+)
 @pytest.mark.parametrize("use_real", [False, True])
-def test_perturbing_one_conversation_leaves_the_others_bit_identical(dtype, threads: int, use_real: bool) -> None:
+def test_perturbing_one_conversation_leaves_the_others_bit_identical(
+    dtype, threads: int, use_real: bool
+) -> None:
     """Claim 14: conversations never see each other; and within the one that changes, no token sees a later one."""
     torch.set_num_threads(threads)
     model, rows = make_model(dtype=dtype), conversations(40, 7, 64, 63, 1, 22)
@@ -141,22 +154,36 @@ def test_perturbing_one_conversation_leaves_the_others_bit_identical(dtype, thre
         changed[b, first:last] = (changed[b, first:last] + 101) % EOS
         after = model(changed, real=real if use_real else None)
         others = [i for i in range(len(rows)) if i != b]
-        assert torch.equal(after[others], before[others]) and torch.equal(after[b, :first], before[b, :first])
+        assert torch.equal(after[others], before[others]) and torch.equal(
+            after[b, :first], before[b, :first]
+        )
         assert not torch.isclose(after[b, first:last], before[b, first:last]).all(-1).any()
 
 
 @pytest.mark.parametrize(
     ("V", "n_vocab", "wanted", "V_after"),
-    [(257, 257, 258, 320), (257, 257, 320, 320), (257, 257, 321, 384), (320, 257, 260, 320), (300, 300, 290, 300)],
+    [
+        (257, 257, 258, 320),
+        (257, 257, 320, 320),
+        (257, 257, 321, 384),
+        (320, 257, 260, 320),
+        (300, 300, 290, 300),
+    ],
 )
-def test_new_rows_are_the_mean_and_old_logits_stay(V: int, n_vocab: int, wanted: int, V_after: int) -> None:
+def test_new_rows_are_the_mean_and_old_logits_stay(
+    V: int, n_vocab: int, wanted: int, V_after: int
+) -> None:
     """Issue 2: new tokens start as the average of those that exist (not of padding); V grows to a multiple of 64."""
     model, ids = make_model(vocab_size=V, n_vocab=n_vocab), torch.tensor(conversations(20))
     old, before = model.tok_emb.weight.detach().clone(), model(ids)
     model.grow_vocab(wanted)
     weight = model.tok_emb.weight
     assert (model.config.vocab_size, model.config.n_vocab) == (V_after, max(n_vocab, wanted))
-    assert weight.shape == (V_after, 32) and weight.requires_grad and torch.equal(weight[:n_vocab], old[:n_vocab])
+    assert (
+        weight.shape == (V_after, 32)
+        and weight.requires_grad
+        and torch.equal(weight[:n_vocab], old[:n_vocab])
+    )
     for row in weight[n_vocab:wanted]:
         assert_exact(row, sum(old[:n_vocab]) / n_vocab)
     assert_exact(model(ids)[..., :n_vocab], before[..., :n_vocab])
@@ -180,7 +207,9 @@ def lively_model(seed: int = 0, **changes) -> GPT:
     return model
 
 
-def reference_greedy(model: GPT, prompt: list[int], max_new_tokens: int, stop: tuple[int, ...] = ()) -> list[int]:
+def reference_greedy(
+    model: GPT, prompt: list[int], max_new_tokens: int, stop: tuple[int, ...] = ()
+) -> list[int]:
     """The whole sequence is computed anew for each token."""
     new: list[int] = []
     while len(new) < max_new_tokens and len(prompt) + len(new) < model.config.context_length:
@@ -195,11 +224,22 @@ def test_cached_ragged_greedy_equals_full_recomputation_one_at_a_time(seed: int)
     """Claim 21: with rows that stop at once, early, late and never, and rows that fill the context."""
     model, prompts = lively_model(seed), conversations(1, 7, 31, 20, 25, 3, 30, 2, seed=seed)
     free = [reference_greedy(model, prompt, 12) for prompt in prompts]
-    assert [len(new) for new in free] == [12, 12, 1, 12, 7, 12, 2, 12]  # to the limit, or to the end of the context
+    assert [len(new) for new in free] == [
+        12,
+        12,
+        1,
+        12,
+        7,
+        12,
+        2,
+        12,
+    ]  # to the limit, or to the end of the context
     assert model.generate(prompts, 12) == free and model.generate(prompts[::-1], 12) == free[::-1]
     stop = (free[5][0], free[3][7])
     expected = [reference_greedy(model, prompt, 12, stop) for prompt in prompts]
-    assert expected[5] == [] and any(0 < len(new) < len(longer) for new, longer in zip(expected, free))
+    assert expected[5] == [] and any(
+        0 < len(new) < len(longer) for new, longer in zip(expected, free)
+    )
     assert model.generate(prompts, 12, stop=stop) == expected
     assert [model.generate([prompt], 12, stop=stop)[0] for prompt in prompts] == expected
 
@@ -207,7 +247,9 @@ def test_cached_ragged_greedy_equals_full_recomputation_one_at_a_time(seed: int)
 def table_model(*logits: float, n_vocab: int) -> GPT:
     """A GPT whose logits are these, after whatever prompt."""
     n = len(logits)
-    model = make_model(vocab_size=n, n_vocab=n_vocab, n_embd=n, n_head=1, n_layer=1, context_length=16)
+    model = make_model(
+        vocab_size=n, n_vocab=n_vocab, n_embd=n, n_head=1, n_layer=1, context_length=16
+    )
     model.tok_emb.weight.data = torch.eye(n, dtype=torch.float64)
     model.final_norm.weight.data.zero_()
     model.final_norm.bias.data = torch.tensor(logits, dtype=torch.float64)
@@ -231,18 +273,29 @@ def table_model(*logits: float, n_vocab: int) -> GPT:
         (2.0, 4, 0.85, [0, 4, 0, 3, 6]),  # 13 of 15: of the probability that top-k left
     ],
 )
-def test_sampling_draws_from_exactly_the_stated_distribution(temperature, top_k, top_p, weights) -> None:
+def test_sampling_draws_from_exactly_the_stated_distribution(
+    temperature, top_k, top_p, weights
+) -> None:
     """Claim 21: temperature, top-k and top-p against a table; padded rows, by far the likeliest, never come."""
-    n, model = 20_000, table_model(*[2 * math.log(root) for root in (2, 4, 1, 3, 6)], 99.0, 99.0, n_vocab=5)
-    drawn = model.generate([[1]] * (n // 2), 2, temperature=temperature, top_k=top_k, top_p=top_p, seed=1)
+    n, model = (
+        20_000,
+        table_model(*[2 * math.log(root) for root in (2, 4, 1, 3, 6)], 99.0, 99.0, n_vocab=5),
+    )
+    drawn = model.generate(
+        [[1]] * (n // 2), 2, temperature=temperature, top_k=top_k, top_p=top_p, seed=1
+    )
     counts = torch.tensor(drawn).flatten().bincount(minlength=7).tolist()
-    for count, p in zip(counts, [*(weight / sum(weights) for weight in weights), 0, 0], strict=True):
+    for count, p in zip(
+        counts, [*(weight / sum(weights) for weight in weights), 0, 0], strict=True
+    ):
         assert abs(count - n * p) <= 5 * math.sqrt(n * p * (1 - p)), (counts, n * p)
 
 
 def test_a_very_low_temperature_is_greedy() -> None:
     """Issue 2: every temperature that is accepted works, also one that sends logits / temperature beyond all bounds."""
-    assert table_model(30.0, 29.0, -30.0, n_vocab=3).generate([[1]], 3, temperature=1e-307) == [[0, 0, 0]]
+    assert table_model(30.0, 29.0, -30.0, n_vocab=3).generate([[1]], 3, temperature=1e-307) == [
+        [0, 0, 0]
+    ]
 
 
 def test_a_seed_decides_the_ids_streamed_or_not() -> None:
@@ -265,12 +318,26 @@ def test_a_seed_decides_the_ids_streamed_or_not() -> None:
 def test_dropout_in_training_only() -> None:
     """Issue 2: in the forward pass over a whole batch; each of the four places drops something in training."""
     ids = torch.tensor(conversations(20, 20))
-    for place in ("emb_dropout", "blocks.0.attn.proj_dropout", "blocks.0.mlp.dropout", "blocks.0.attn"):
+    for place in (
+        "emb_dropout",
+        "blocks.0.attn.proj_dropout",
+        "blocks.0.mlp.dropout",
+        "blocks.0.attn",
+    ):
         model = make_model()
         module = model.get_submodule(place)
         setattr(module, "p" if isinstance(module, nn.Dropout) else "dropout", 0.5)
-        assert torch.equal(model(ids), make_model()(ids)) and not torch.equal(model.train()(ids), make_model()(ids))
-    assert sum(module.p == 0.3 for module in make_model(dropout=0.3).modules() if isinstance(module, nn.Dropout)) == 5
+        assert torch.equal(model(ids), make_model()(ids)) and not torch.equal(
+            model.train()(ids), make_model()(ids)
+        )
+    assert (
+        sum(
+            module.p == 0.3
+            for module in make_model(dropout=0.3).modules()
+            if isinstance(module, nn.Dropout)
+        )
+        == 5
+    )
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -292,7 +359,10 @@ def test_generation_runs_without_dropout_and_restores_the_mode(training: bool) -
 def test_generation_refuses_what_it_cannot_do() -> None:
     """Issue 2: an empty prompt, one that fills the context, and values out of range get a clear error."""
     model = make_model(context_length=16)
-    for prompts, reason in (([[1, 2], []], "empty prompt"), ([[1], [1] * 16], "16 tokens.*context of 16")):
+    for prompts, reason in (
+        ([[1, 2], []], "empty prompt"),
+        ([[1], [1] * 16], "16 tokens.*context of 16"),
+    ):
         with pytest.raises(ValueError, match=reason):
             model.generate(prompts, 3)
     for name, values in {
@@ -326,15 +396,24 @@ def test_attention_is_cut_where_lengths_differ() -> None:
         for in_order in (True, False):
             lengths = torch.randint(0, 60, (B,), generator=generator)
             lengths = [*(lengths.sort()[0] if in_order else lengths).tolist(), 60]
-            real = torch.tensor([60 * b + t for b, length in enumerate(lengths) for t in range(length)])
+            real = torch.tensor(
+                [60 * b + t for b, length in enumerate(lengths) for t in range(length)]
+            )
             parts, found = cut_rectangles(B + 1, 60, real), []
             for part in parts:
                 places = range(math.prod(part.shape)) if part.real is None else part.real.tolist()
                 rows = Counter(place // part.shape[1] for place in places)
-                assert max(rows.values()) == part.shape[1] <= 1.5 * min(rows.values()) and len(places) == part.n_tokens
-                assert len(rows) == part.shape[0] and (part.real is None) == (part.n_tokens == math.prod(part.shape))
+                assert (
+                    max(rows.values()) == part.shape[1] <= 1.5 * min(rows.values())
+                    and len(places) == part.n_tokens
+                )
+                assert len(rows) == part.shape[0] and (part.real is None) == (
+                    part.n_tokens == math.prod(part.shape)
+                )
                 found += [rows[row] for row in range(part.shape[0])]
-            assert found == [length for length in lengths if length] and (not in_order or len(parts) <= 13)
+            assert found == [length for length in lengths if length] and (
+                not in_order or len(parts) <= 13
+            )
 
 
 @pytest.mark.parametrize("n", [0, 1, 31, 32, 33, 64, 75])
@@ -343,16 +422,21 @@ def test_products_by_onednn_are_products(n: int, has_bias: bool, monkeypatch) ->
     """For any number of rows: value and gradients against float64, which goes another way; and with few kernels."""
     sizes, genuine = set(), OneDNNProduct.multiply
     if genuine:  # a torch without oneDNN goes the other way in float32, too
-        monkeypatch.setattr(OneDNNProduct, "multiply", lambda x, *rest: sizes.add(len(x)) or genuine(x, *rest))
+        monkeypatch.setattr(
+            OneDNNProduct, "multiply", lambda x, *rest: sizes.add(len(x)) or genuine(x, *rest)
+        )
     generator = torch.Generator().manual_seed(n)
-    tensors = [torch.randn(shape, generator=generator) for shape in ((n, 24), (40, 24), (40,))][: 2 + has_bias]
+    tensors = [torch.randn(shape, generator=generator) for shape in ((n, 24), (40, 24), (40,))][
+        : 2 + has_bias
+    ]
     toward = torch.randn(n, 40, generator=generator)
     for frozen in (None, 0, 1):
         results = []
         sizes.clear()
         for dtype in (torch.float64, torch.float32):
             leaves = [
-                tensor.detach().to(dtype, copy=True).requires_grad_(i != frozen) for i, tensor in enumerate(tensors)
+                tensor.detach().to(dtype, copy=True).requires_grad_(i != frozen)
+                for i, tensor in enumerate(tensors)
             ]
             y = linear(*leaves)
             trained = [leaf for leaf in leaves if leaf.requires_grad]
@@ -373,4 +457,6 @@ def test_logits_of_a_few_rows(n: int, autocast: bool):
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         logits = head.logits(x)
     tolerance = 0.2 if autocast else 1e-4
-    assert logits.shape == (n, 300) and torch.allclose(logits.float(), x @ head.weight.T, atol=tolerance)
+    assert logits.shape == (n, 300) and torch.allclose(
+        logits.float(), x @ head.weight.T, atol=tolerance
+    )

@@ -36,7 +36,10 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    return write_jsonl(tmp_path / "data.jsonl", [conversation(f"{i}" * (i % 5 + 1), "a" * (i % 7)) for i in range(40)])
+    return write_jsonl(
+        tmp_path / "data.jsonl",
+        [conversation(f"{i}" * (i % 5 + 1), "a" * (i % 7)) for i in range(40)],
+    )
 
 
 @pytest.fixture
@@ -46,7 +49,10 @@ def small(tmp_path: Path) -> Path:
 
 def flat_gradient(model: GPT) -> torch.Tensor:
     return torch.cat(
-        [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in model.parameters()]
+        [
+            torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten()
+            for p in model.parameters()
+        ]
     )
 
 
@@ -62,7 +68,9 @@ def nll_of_one(model: GPT, examples: dataset.Dataset, index: int) -> torch.Tenso
 
 
 @pytest.mark.parametrize("micro_batch_tokens", [1, 100, 10**6])
-def test_accumulated_gradients_equal_a_loop_over_conversations(micro_batch_tokens: int, monkeypatch):
+def test_accumulated_gradients_equal_a_loop_over_conversations(
+    micro_batch_tokens: int, monkeypatch
+):
     """Claims 9, 13: any cut into ragged micro-batches is the same step, with logits only where there is a target."""
     model, examples = make_model(), random_dataset(0, number=9)
     n_supervised = int(examples.n_supervised.sum())
@@ -73,7 +81,9 @@ def test_accumulated_gradients_equal_a_loop_over_conversations(micro_batch_token
     rows, genuine = [], model.tok_emb.logits
     monkeypatch.setattr(model.tok_emb, "logits", lambda x: rows.append(len(x)) or genuine(x))
     cuts = dataset.cut_micro_batches(np.arange(9), examples.lengths, micro_batch_tokens)
-    nll = sft.accumulate_gradients(model, [dataset.collate(examples, cut) for cut in cuts], n_supervised)
+    nll = sft.accumulate_gradients(
+        model, [dataset.collate(examples, cut) for cut in cuts], n_supervised
+    )
     assert math.isclose(nll, reference.item(), rel_tol=ENOUGH)
     assert (flat_gradient(model) - expected).norm() <= ENOUGH * expected.norm()
     assert rows == [examples.n_supervised[cut].sum() for cut in cuts] and (len(cuts) > 1) == (
@@ -85,7 +95,11 @@ def test_the_gradient_of_the_objective_is_that_of_cross_entropy():
     """Also where targets are ignored, under any factor, and in half precision; and it is given out once."""
     generator = torch.Generator().manual_seed(0)
     for dtype, enough in ((torch.float64, ENOUGH), (torch.bfloat16, 1e-2)):
-        logits = (10 * torch.randn(50, 9, generator=generator, dtype=torch.float64)).to(dtype).requires_grad_()
+        logits = (
+            (10 * torch.randn(50, 9, generator=generator, dtype=torch.float64))
+            .to(dtype)
+            .requires_grad_()
+        )
         kept = logits.detach().clone()
         targets = torch.randint(0, 9, (50,), generator=generator)
         targets[::7] = -100
@@ -126,7 +140,9 @@ def test_the_loss_in_parts_is_the_loss(most_logits: int, lora_rank: int, monkeyp
     assert math.isclose(nll, expected.item(), rel_tol=ENOUGH)
     assert (flat_gradient(model) - wanted).norm() <= ENOUGH * wanted.norm() and wanted.any()
     most = max(1, most_logits // model.config.vocab_size)
-    assert sum(rows) == n_supervised and max(rows) <= most and (len(rows) > 1) == (n_supervised > most)
+    assert (
+        sum(rows) == n_supervised and max(rows) <= most and (len(rows) > 1) == (n_supervised > most)
+    )
     rows.clear()
     found = sft.evaluate_loss(model, examples, np.arange(6), 10**6)
     assert math.isclose(found, expected.item() / n_supervised, rel_tol=ENOUGH) and max(rows) <= most
@@ -155,17 +171,25 @@ def test_the_id_of_padding_changes_nothing():
     results = []
     for pad in (0, 65, 256):
         model.zero_grad()
-        nll = sft.accumulate_gradients(model, [(ids.masked_fill(is_padding, pad), real, at, targets)], 7)
+        nll = sft.accumulate_gradients(
+            model, [(ids.masked_fill(is_padding, pad), real, at, targets)], 7
+        )
         results.append((nll, flat_gradient(model)))
-    assert all(nll == results[0][0] and torch.equal(gradient, results[0][1]) for nll, gradient in results)
+    assert all(
+        nll == results[0][0] and torch.equal(gradient, results[0][1]) for nll, gradient in results
+    )
 
 
 def test_nll_is_a_sum_in_full_precision():
     """Claim 12: by hand; ignored targets count nothing; bfloat16 logits are not summed in bfloat16."""
     logits = torch.tensor([[0.0, math.log(3)], [0.0, 0.0], [5.0, 5.0]])
-    assert sft.nll_sum(logits, torch.tensor([1, 0, -100])).item() == pytest.approx(math.log(4 / 3) + math.log(2))
+    assert sft.nll_sum(logits, torch.tensor([1, 0, -100])).item() == pytest.approx(
+        math.log(4 / 3) + math.log(2)
+    )
     many = torch.zeros(10_000, 2, dtype=torch.bfloat16)
-    assert sft.nll_sum(many, torch.zeros(10_000, dtype=torch.long)).item() == pytest.approx(1e4 * math.log(2), rel=1e-5)
+    assert sft.nll_sum(many, torch.zeros(10_000, dtype=torch.long)).item() == pytest.approx(
+        1e4 * math.log(2), rel=1e-5
+    )
     assert sft.nll_sum(logits.double(), torch.tensor([1, 0, 0])).dtype == torch.float64
 
 
@@ -180,10 +204,15 @@ def test_validation_loss_counts_the_stop_token_whatever_the_batch(tmp_path: Path
     assert one.ids.tolist() == ids and bytes(ids[30:32]) == b"yo"
     assert math.isclose(sft.evaluate_loss(model, one, np.arange(1), 100), by_hand, rel_tol=ENOUGH)
     examples, chosen = random_dataset(3, number=15), np.array([14, 3, 4, 5, 9, 0])
-    expected = sum(nll_of_one(model, examples, i).item() for i in chosen) / examples.n_supervised[chosen].sum()
+    expected = (
+        sum(nll_of_one(model, examples, i).item() for i in chosen)
+        / examples.n_supervised[chosen].sum()
+    )
     for limit in (1, 50, 90, 10**6):
         model.train()
-        assert math.isclose(sft.evaluate_loss(model, examples, chosen, limit), expected, rel_tol=ENOUGH)
+        assert math.isclose(
+            sft.evaluate_loss(model, examples, chosen, limit), expected, rel_tol=ENOUGH
+        )
         assert model.training
 
 
@@ -193,7 +222,9 @@ def test_the_learning_rate_stays_between_zero_and_its_peak():
         rates = [sft.learning_rate(step, total, warmup, 0.3) for step in range(1, total + 1)]
         assert all(0 < rate <= 0.3 for rate in rates)
         top = rates.index(max(rates))
-        assert rates[:top] == sorted(rates[:top]) and rates[top:] == sorted(rates[top:], reverse=True)
+        assert rates[:top] == sorted(rates[:top]) and rates[top:] == sorted(
+            rates[top:], reverse=True
+        )
         if warmup < total:
             assert max(rates) == 0.3 and rates[max(warmup, 1) - 1] == 0.3
 
@@ -202,7 +233,9 @@ def test_dropout_differs_from_place_to_place():
     """Claim 19: seeds are a function of (seed, step, micro-batch), and no two are alike."""
     places = list(itertools.product(range(5), range(1, 30), range(8)))
     assert len({sft.dropout_seed(*place) for place in places}) == len(places)
-    assert [sft.dropout_seed(*place) for place in places] == [sft.dropout_seed(*place) for place in places]
+    assert [sft.dropout_seed(*place) for place in places] == [
+        sft.dropout_seed(*place) for place in places
+    ]
 
 
 # The run
@@ -236,7 +269,9 @@ def drawn(monkeypatch) -> list[list[int]]:
     """The conversations of each step of a run, as they went through the model."""
     steps: list[list[int]] = []
     accumulate, collate = sft.accumulate_gradients, sft.collate
-    monkeypatch.setattr(sft, "accumulate_gradients", lambda *rest: steps.append([]) or accumulate(*rest))
+    monkeypatch.setattr(
+        sft, "accumulate_gradients", lambda *rest: steps.append([]) or accumulate(*rest)
+    )
 
     def noted(examples, indices, device):
         if torch.is_grad_enabled():
@@ -254,8 +289,12 @@ def test_a_run_equals_a_hand_written_one(data: Path, small: Path, tmp_path: Path
     tokenizer = tokenizer.with_special(["<|im_start|>", "<|im_end|>"])
     examples, _ = dataset.build_dataset([data], tokenizer, "chatml")
     epochs = [int(row["epoch"]) for row in log_rows(tmp_path / "run")]
-    in_epoch = [sorted(i for e, step in zip(epochs, drawn) for i in step if e == epoch) for epoch in (0, 1)]
-    assert in_epoch[0] == in_epoch[1] and len(set(in_epoch[0])) == 38 == len(in_epoch[0])  # 2 of 40 are held out
+    in_epoch = [
+        sorted(i for e, step in zip(epochs, drawn) for i in step if e == epoch) for epoch in (0, 1)
+    ]
+    assert in_epoch[0] == in_epoch[1] and len(set(in_epoch[0])) == 38 == len(
+        in_epoch[0]
+    )  # 2 of 40 are held out
     assert drawn[:3] != drawn[len(drawn) // 2 :][:3]
     held_out = set(range(40)) - set(in_epoch[0])
     sizes = [examples.lengths[step].sum() for step in drawn]
@@ -281,37 +320,66 @@ def test_a_run_equals_a_hand_written_one(data: Path, small: Path, tmp_path: Path
                 p *= 1 - rate * (0.1 if p.dim() >= 2 else 0)
                 mean.lerp_(gradient, 0.1)
                 square.lerp_(gradient**2, 0.05)
-                p -= rate * (mean / (1 - 0.9**number)) / ((square / (1 - 0.95**number)).sqrt() + 1e-5)
-        logged = [float(row[name]) for name in ("step", "loss", "learning_rate", "gradient_norm", "supervised_tokens")]
+                p -= (
+                    rate
+                    * (mean / (1 - 0.9**number))
+                    / ((square / (1 - 0.95**number)).sqrt() + 1e-5)
+                )
+        logged = [
+            float(row[name])
+            for name in ("step", "loss", "learning_rate", "gradient_norm", "supervised_tokens")
+        ]
         assert logged == pytest.approx([number, loss.item(), rate, norm, n_supervised], rel=1e-9)
         assert number > 1 or math.isclose(logged[1], loss.item(), rel_tol=ENOUGH)
         assert bool(row["val_loss"]) == (number % 3 == 0 or number == total)
         if row["val_loss"]:
             nll = sum(nll_of_one(model, examples, i).item() for i in held_out)
-            assert float(row["val_loss"]) == pytest.approx(nll / examples.n_supervised[[*held_out]].sum(), rel=1e-9)
+            assert float(row["val_loss"]) == pytest.approx(
+                nll / examples.n_supervised[[*held_out]].sum(), rel=1e-9
+            )
     saved = newest(tmp_path / "run")["model"]
     for name, p in model.state_dict().items():
         assert (saved[name] - p).norm() <= 1e-9 * p.norm(), name
 
 
-def test_without_a_learning_rate_the_log_is_the_loss_of_the_base(data: Path, small: Path, tmp_path: Path, drawn):
+def test_without_a_learning_rate_the_log_is_the_loss_of_the_base(
+    data: Path, small: Path, tmp_path: Path, drawn
+):
     """Claim 12: with --lr 0 no weight moves, and every step's loss is that of the file the run began with."""
-    assert run(data, small, tmp_path / "run", "--lr 0 --epochs 2 --dtype float64 --template xml") == 0
+    assert (
+        run(data, small, tmp_path / "run", "--lr 0 --epochs 2 --dtype float64 --template xml") == 0
+    )
     model, tokenizer, _ = load_checkpoint(small)
     assert same(newest(tmp_path / "run")["model"], model.double().state_dict())
     examples, _ = dataset.build_dataset([data], tokenizer, "xml", max_length=64)
     for row, step in zip(log_rows(tmp_path / "run"), drawn, strict=True):
-        expected = sum(nll_of_one(model, examples, i).item() for i in step) / examples.n_supervised[step].sum()
+        expected = (
+            sum(nll_of_one(model, examples, i).item() for i in step)
+            / examples.n_supervised[step].sum()
+        )
         assert math.isclose(float(row["loss"]), expected, rel_tol=ENOUGH)
 
 
 @pytest.mark.parametrize("flags", ["", "--lora-rank 2"])
 @pytest.mark.parametrize("template", ["chatml", "llama2", "xml"])
-def test_a_new_stop_token_starts_as_the_end_of_text(data: Path, small: Path, tmp_path: Path, flags: str, template: str):
+def test_a_new_stop_token_starts_as_the_end_of_text(
+    data: Path, small: Path, tmp_path: Path, flags: str, template: str
+):
     """The other new tokens start at the mean of the known ones, and no known row moves."""
-    assert run(data, small, tmp_path / "run", f"--lr 0 --steps 1 --dtype float64 --template {template} {flags}") == 0
+    assert (
+        run(
+            data,
+            small,
+            tmp_path / "run",
+            f"--lr 0 --steps 1 --dtype float64 --template {template} {flags}",
+        )
+        == 0
+    )
     model, tokenizer, _ = load_checkpoint(tmp_path / "run")
-    after, before = lora.merge_lora(model).tok_emb.weight.double(), load_checkpoint(small)[0].tok_emb.weight.double()
+    after, before = (
+        lora.merge_lora(model).tok_emb.weight.double(),
+        load_checkpoint(small)[0].tok_emb.weight.double(),
+    )
     n_known, end = 257, before[tokenizer.special("<|endoftext|>")]
     for token in TEMPLATES[template].special_tokens:
         wanted = end if token == TEMPLATES[template].stop else before[:n_known].mean(0)
@@ -321,20 +389,29 @@ def test_a_new_stop_token_starts_as_the_end_of_text(data: Path, small: Path, tmp
 
 @pytest.mark.parametrize("steps", [1, 7])
 @pytest.mark.parametrize(
-    "budgets", ["--batch-tokens 1", "--batch-tokens 200 --micro-batch-tokens 1", "--batch-tokens 99999"]
+    "budgets",
+    ["--batch-tokens 1", "--batch-tokens 200 --micro-batch-tokens 1", "--batch-tokens 99999"],
 )
-def test_steps_are_optimiser_updates(data: Path, small: Path, tmp_path: Path, steps: int, budgets: str):
+def test_steps_are_optimiser_updates(
+    data: Path, small: Path, tmp_path: Path, steps: int, budgets: str
+):
     """Claim 15: exactly N updates for any accumulation, and the saved weights are those last evaluated."""
     options = f"--steps {steps} --epochs 3 --eval-every 3 --save-every 2 --lr 0.02 --dtype float32 {budgets}"
     assert run(data, small, tmp_path / "run", options) == 0
     saved, rows = newest(tmp_path / "run"), log_rows(tmp_path / "run")
-    assert {state["step"].item() for state in saved["optimizer"]["state"].values()} == {steps} == {saved["step"]}
+    assert (
+        {state["step"].item() for state in saved["optimizer"]["state"].values()}
+        == {steps}
+        == {saved["step"]}
+    )
     assert [int(row["step"]) for row in rows] == [*range(1, steps + 1)]
     assert all(0 <= float(row["learning_rate"]) <= 0.02 for row in rows)
     model, tokenizer, _ = load_checkpoint(tmp_path / "run")
     examples, _ = dataset.build_dataset([data], tokenizer, "chatml", max_length=64)
     held_out = np.random.default_rng([0, 40]).permutation(40)[:2]
-    assert sft.evaluate_loss(model, examples, held_out, 150) == pytest.approx(float(rows[-1]["val_loss"]), rel=1e-6)
+    assert sft.evaluate_loss(model, examples, held_out, 150) == pytest.approx(
+        float(rows[-1]["val_loss"]), rel=1e-6
+    )
 
 
 class Killed(BaseException):
@@ -359,7 +436,11 @@ DEATHS = [
     (sft, "collate", 23),  # in the second epoch
     (sft, "evaluate_loss", 1),
     (sft, "save_checkpoint", 2),  # the row is in the log, the checkpoint is not there
-    (checkpoint.hashlib, "file_digest", 2),  # during a save: a file without its checksum lies beside
+    (
+        checkpoint.hashlib,
+        "file_digest",
+        2,
+    ),  # during a save: a file without its checksum lies beside
     (Path, "unlink", 1),  # saved, and nothing pruned yet
 ]
 
@@ -374,7 +455,10 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
 ):
     """Claims 19, 22: bit-identical weights, optimiser state and log, wherever it was killed, with dropout."""
     assert run(data, small, tmp_path / "whole", options) == 0
-    expected, expected_log = newest(tmp_path / "whole"), (tmp_path / "whole" / "log.csv").read_bytes()
+    expected, expected_log = (
+        newest(tmp_path / "whole"),
+        (tmp_path / "whole" / "log.csv").read_bytes(),
+    )
     trained = "adapter" if "lora" in options else "model"
     for number, death in enumerate(deaths):
         folder = tmp_path / str(number)
@@ -387,11 +471,15 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
         assert sft.main(["--resume", str(folder)]) == 0
         result = newest(folder)
         assert (folder / "log.csv").read_bytes() == expected_log, death
-        assert same(result[trained], expected[trained]) and same(result["optimizer"], expected["optimizer"]), death
+        assert same(result[trained], expected[trained]) and same(
+            result["optimizer"], expected["optimizer"]
+        ), death
         assert len(checkpoints_in(folder)) == 2 and not list(folder.glob("*.tmp"))
 
 
-def test_a_damaged_newest_checkpoint_costs_nothing_but_time(data: Path, small: Path, tmp_path: Path, capsys):
+def test_a_damaged_newest_checkpoint_costs_nothing_but_time(
+    data: Path, small: Path, tmp_path: Path, capsys
+):
     """Claim 19: the run goes on from the one before, to the same end; seeing and saving more often changes nothing."""
     assert run(data, small, tmp_path / "run", DROPOUT) == 0
     expected, log = newest(tmp_path / "run"), tmp_path / "run/log.csv"
@@ -430,20 +518,35 @@ def test_what_was_just_saved_is_never_pruned(data: Path, small: Path, tmp_path: 
     path.write_bytes(b"half a checkpoint")
     kill(monkeypatch, sft, "save_checkpoint", 2)
     with pytest.raises(Killed):
-        sft.main(["--resume", str(tmp_path / "run"), "--keep-checkpoints", "1", "--save-every", "1"])
-    assert [file.name for file in checkpoints_in(tmp_path / "run") if is_whole(file)] == ["checkpoint-0000005.pt"]
+        sft.main(
+            ["--resume", str(tmp_path / "run"), "--keep-checkpoints", "1", "--save-every", "1"]
+        )
+    assert [file.name for file in checkpoints_in(tmp_path / "run") if is_whole(file)] == [
+        "checkpoint-0000005.pt"
+    ]
 
 
-def test_a_checkpoint_is_plain_full_and_describes_itself(data: Path, small: Path, tmp_path: Path, monkeypatch):
+def test_a_checkpoint_is_plain_full_and_describes_itself(
+    data: Path, small: Path, tmp_path: Path, monkeypatch
+):
     """Claim 20: torch alone can read it, nothing is guessed from its name, and only the newest are kept."""
-    options = "--steps 5 --save-every 1 --keep-checkpoints 3 --template xml --seed 3 --dtype float32"
+    options = (
+        "--steps 5 --save-every 1 --keep-checkpoints 3 --template xml --seed 3 --dtype float32"
+    )
     assert run(data, small, tmp_path / "run", options) == 0
     assert [file.name[-4] for file in checkpoints_in(tmp_path / "run")] == ["5", "4", "3"]
     (tmp_path / "run/checkpoint-0000004.pt").rename(tmp_path / "any name")
     monkeypatch.chdir(tmp_path)
-    plain, (model, tokenizer, meta) = torch.load("any name", weights_only=True), load_checkpoint("any name")
+    plain, (model, tokenizer, meta) = (
+        torch.load("any name", weights_only=True),
+        load_checkpoint("any name"),
+    )
     assert {tensor.dtype for tensor in plain["model"].values()} == {torch.float32}
-    assert (plain["args"]["seed"], plain["args"]["steps"], plain["base"]["path"]) == (3, 5, str(small))
+    assert (plain["args"]["seed"], plain["args"]["steps"], plain["base"]["path"]) == (
+        3,
+        5,
+        str(small),
+    )
     for content in (plain, meta):
         assert (content["step"], content["template"], content["stop"]) == (4, "xml", [256])
     assert tokenizer.encode("hé") == list("hé".encode()) and not model.training
@@ -456,7 +559,10 @@ def test_an_adapter_needs_its_own_base(data: Path, small: Path, tmp_path: Path, 
     assert run(data, small, first, "--lora-rank 2 --steps 2") == 0
     assert run(data, first, second, "--lora-rank 1 --steps 2 --template llama2") == 0
     model, tokenizer, meta = load_checkpoint(second)
-    assert meta["template"] == "llama2" and model.config.n_vocab == tokenizer.n_vocab == CONFIG.vocab_size + 4
+    assert (
+        meta["template"] == "llama2"
+        and model.config.n_vocab == tokenizer.n_vocab == CONFIG.vocab_size + 4
+    )
     assert "model" not in newest(second)
     whole = small.read_bytes()
     for exchange, message in (
@@ -472,7 +578,9 @@ def test_an_adapter_needs_its_own_base(data: Path, small: Path, tmp_path: Path, 
     assert not (tmp_path / "new").exists()
 
 
-def test_overwriting_leaves_nothing_of_the_earlier_run(data: Path, small: Path, tmp_path: Path, monkeypatch):
+def test_overwriting_leaves_nothing_of_the_earlier_run(
+    data: Path, small: Path, tmp_path: Path, monkeypatch
+):
     """Claim 8: asked for or refused, and only once the new run can begin; without --out there is a new folder."""
     monkeypatch.chdir(tmp_path)
     assert run(data, small, tmp_path / "run", "--steps 9 --save-every 3") == 0
@@ -501,12 +609,18 @@ def test_every_field_of_the_configuration_is_a_flag():
     wanted, argv = {}, []
     for field in dataclasses.fields(sft.Config):
         kind = next(
-            kind for kind in (bool, float, int, list, str) if kind.__name__ in str(field.type).replace("[str]", "")
+            kind
+            for kind in (bool, float, int, list, str)
+            if kind.__name__ in str(field.type).replace("[str]", "")
         )
         value = list(field.metadata["choices"])[-1] if field.metadata["choices"] else values[kind]
         wanted[field.name] = value
         flag = "--" + field.name.replace("_", "-")
-        argv += [flag] if value is True else [flag, *(value if isinstance(value, list) else [str(value)])]
+        argv += (
+            [flag]
+            if value is True
+            else [flag, *(value if isinstance(value, list) else [str(value)])]
+        )
     assert sft.parse_arguments(argv) == (sft.Config(**wanted), set(wanted))
     assert sft.parse_arguments([]) == (sft.Config(), set())
 
@@ -533,8 +647,19 @@ def test_help_has_one_honest_line_for_each_flag(capsys):
 def test_values_out_of_range_are_refused():
     """No number may be negative or not a number; counts start at 1, dropout ends before 1."""
     sft.check_ranges(sft.Config())
-    numbers = [f for f in dataclasses.fields(sft.Config) if "int" in str(f.type) or "float" in str(f.type)]
-    from_zero = {"dropout", "lora_rank", "lora_dropout", "lr", "warmup_steps", "weight_decay", "grad_clip", "seed"}
+    numbers = [
+        f for f in dataclasses.fields(sft.Config) if "int" in str(f.type) or "float" in str(f.type)
+    ]
+    from_zero = {
+        "dropout",
+        "lora_rank",
+        "lora_dropout",
+        "lr",
+        "warmup_steps",
+        "weight_decay",
+        "grad_clip",
+        "seed",
+    }
     for field in numbers:
         below = -1e-9 if "float" in str(field.type) else -1 if field.name in from_zero else 0
         bad = [below, math.nan, math.inf] + [1.0] * ("dropout" in field.name)
@@ -551,12 +676,24 @@ def test_a_weight_is_what_follows_the_last_colon(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a.jsonl", "b:0.5", "c:d.jsonl"):
         Path(name).touch()
-    expected = {"a.jsonl": ("a.jsonl", 1), "a.jsonl:0.3": ("a.jsonl", 0.3), "a.jsonl:2": ("a.jsonl", 2)}
+    expected = {
+        "a.jsonl": ("a.jsonl", 1),
+        "a.jsonl:0.3": ("a.jsonl", 0.3),
+        "a.jsonl:2": ("a.jsonl", 2),
+    }
     expected |= {"b:0.5": ("b:0.5", 1), "b:0.5:3": ("b:0.5", 3), "c:d.jsonl": ("c:d.jsonl", 1)}
     assert {argument: dataset.split_weight(argument) for argument in expected} == {
         argument: (Path(path), weight) for argument, (path, weight) in expected.items()
     }
-    for bad in ("a.jsonl:0", "a.jsonl:-1", "a.jsonl:nan", "a.jsonl:inf", "gone", "gone:0.3", "a.jsonl:x"):
+    for bad in (
+        "a.jsonl:0",
+        "a.jsonl:-1",
+        "a.jsonl:nan",
+        "a.jsonl:inf",
+        "gone",
+        "gone:0.3",
+        "a.jsonl:x",
+    ):
         with pytest.raises((ValueError, FileNotFoundError), match=bad.split(":")[0]):
             dataset.split_weight(bad)
 
@@ -566,7 +703,10 @@ def test_samples_are_the_chosen_conversations(tmp_path: Path, tokenizer, monkeyp
     every conversation without answer."""
     records = [conversation(f"q{i}", f"a{i}") if i % 3 else {"text": f"t{i}"} for i in range(300)]
     records[31] = {"messages": records[1]["messages"] + records[31]["messages"]}
-    lines, array = write_jsonl(tmp_path / "lines.jsonl", records), write_jsonl(tmp_path / "array.json", [records])
+    lines, array = (
+        write_jsonl(tmp_path / "lines.jsonl", records),
+        write_jsonl(tmp_path / "array.json", [records]),
+    )
     reads: list[Path] = []
     monkeypatch.setattr(samples, "read_raw", lambda path: reads.append(path) or read_raw(path))
     for path in (lines, array):

@@ -16,7 +16,9 @@ import tiktoken.load
 from tokenizer import END_OF_TEXT, GPT2_SPLIT, SPLIT, Tokenizer, train_bpe
 
 # tiktoken's own pattern for GPT-2, copied from tiktoken_ext/openai_public.py.
-ORIGINAL_GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+ORIGINAL_GPT2_SPLIT = (
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+)
 BYTES = {bytes([byte]): byte for byte in range(256)}
 WHITE_SPACE = " \n\t\r\x0b\x0c\x85\xa0\u2003\u2028\u3000"
 
@@ -34,7 +36,9 @@ def random_unicode(rng: random.Random, length: int) -> str:
 def slow_encode(piece: str, ranks: dict[bytes, int]) -> list[bytes]:
     """Join the two neighbours of the lowest rank, the leftmost first, one at a time, until no two can be joined."""
     parts = [bytes([byte]) for byte in piece.encode("utf-8")]
-    while joins := [(ranks[a + b], i) for i, (a, b) in enumerate(zip(parts, parts[1:])) if a + b in ranks]:
+    while joins := [
+        (ranks[a + b], i) for i, (a, b) in enumerate(zip(parts, parts[1:])) if a + b in ranks
+    ]:
         _, i = min(joins)
         parts[i : i + 2] = [parts[i] + parts[i + 1]]
     return parts
@@ -44,14 +48,18 @@ def slow_train(texts: list[str], n_learned: int) -> dict[bytes, int]:
     """Encode everything afresh each round; the most frequent bytes of two neighbours win, then byte order."""
     ranks = dict(BYTES)
     for _ in range(n_learned):
-        encoded = [slow_encode(piece, ranks) for text in texts for piece in regex.findall(SPLIT, text)]
+        encoded = [
+            slow_encode(piece, ranks) for text in texts for piece in regex.findall(SPLIT, text)
+        ]
         counts = Counter(a + b for parts in encoded for a, b in zip(parts, parts[1:]))
         if counts:
             ranks[min(counts, key=lambda token: (-counts[token], token))] = len(ranks)
     return ranks
 
 
-@pytest.mark.parametrize("alphabet", ["ab", "aab ", "aabc", "abc 1'", "aé😀 ", "a\n  \t", "ll'ves "])
+@pytest.mark.parametrize(
+    "alphabet", ["ab", "aab ", "aabc", "abc 1'", "aé😀 ", "a\n  \t", "ll'ves "]
+)
 def test_training_and_encoding_equal_brute_force(alphabet: str) -> None:
     """The ranks, and the encoding of unseen text, are those of a rank-by-rank merge, on hundreds of small texts.
 
@@ -66,10 +74,15 @@ def test_training_and_encoding_equal_brute_force(alphabet: str) -> None:
         for token, rank in ranks.items():
             text = token.decode("utf-8", errors="ignore")
             assert text.encode("utf-8") != token or tokenizer.encode(text) == [rank]
-        for text in (random_text(rng, alphabet, 200), random_text(rng, alphabet + WHITE_SPACE + "\x1cZ9", 100)):
+        for text in (
+            random_text(rng, alphabet, 200),
+            random_text(rng, alphabet + WHITE_SPACE + "\x1cZ9", 100),
+        ):
             pieces = regex.findall(SPLIT, text)
             assert "".join(pieces) == text
-            assert tokenizer.encode(text) == [ranks[part] for piece in pieces for part in slow_encode(piece, ranks)]
+            assert tokenizer.encode(text) == [
+                ranks[part] for piece in pieces for part in slow_encode(piece, ranks)
+            ]
 
 
 def test_ties_are_broken_by_byte_order_whatever_the_order_of_the_texts() -> None:
@@ -77,14 +90,18 @@ def test_ties_are_broken_by_byte_order_whatever_the_order_of_the_texts() -> None
     by_hand = [b"ab", b"ba", b"zz", b"\x98\x80", b"\x9f\x98\x80", b"\xc3\xa9", b"\xf0\x9f\x98\x80"]
     for seed in range(5):
         random.Random(seed).shuffle(texts)
-        assert list(train_bpe(texts, 500).ranks)[256:] == by_hand  # and then the texts have run out of pairs
+        assert (
+            list(train_bpe(texts, 500).ranks)[256:] == by_hand
+        )  # and then the texts have run out of pairs
 
 
 def test_vocabulary_size_and_cuts() -> None:
     assert train_bpe(["ab ab"], 257).n_vocab == train_bpe([], 300).n_vocab == 257
     with pytest.raises(ValueError, match="at least 257"):
         train_bpe(["ab"], 256)
-    assert regex.findall(SPLIT, "it's 123  go!\n\n ok ") == "it|'s| |1|2|3| | go|!|\n\n| ok| ".split("|")
+    assert regex.findall(
+        SPLIT, "it's 123  go!\n\n ok "
+    ) == "it|'s| |1|2|3| | go|!|\n\n| ok| ".split("|")
     assert regex.findall(GPT2_SPLIT, "it's 123  go!") == "it|'s| 123| | go|!".split("|")
 
 
@@ -95,7 +112,12 @@ def test_any_text_and_any_bytes_round_trip(tokenizer: Tokenizer) -> None:
     trained = train_bpe([random_unicode(rng, 300), " ".join(names) * 9], 600, names)
     assert any(b"<|" in token for token in trained.ranks)
     for _ in range(200):
-        words = [random_unicode(rng, 5), rng.choice(names), rng.choice(names)[: rng.randrange(9)], WHITE_SPACE]
+        words = [
+            random_unicode(rng, 5),
+            rng.choice(names),
+            rng.choice(names)[: rng.randrange(9)],
+            WHITE_SPACE,
+        ]
         text, data = "".join(rng.sample(words, 4)), rng.randbytes(30)
         for each in (tokenizer, trained):
             ids = each.encode(text)
@@ -144,7 +166,9 @@ def test_a_megabyte_of_one_character(split: str, char: str) -> None:
 
 def white_texts() -> list[str]:
     rng = random.Random(4)
-    texts = [random_text(rng, WHITE_SPACE + "  \n\n a1.'s", rng.randrange(1, 60)) for _ in range(3000)]
+    texts = [
+        random_text(rng, WHITE_SPACE + "  \n\n a1.'s", rng.randrange(1, 60)) for _ in range(3000)
+    ]
     return [
         *texts,
         " " * 60_000 + "word",
@@ -157,7 +181,9 @@ def white_texts() -> list[str]:
 
 def test_gpt2_split_cuts_as_tiktokens_own_pattern() -> None:
     for text in white_texts():
-        assert regex.findall(GPT2_SPLIT, text) == regex.findall(ORIGINAL_GPT2_SPLIT, text), text[:60]
+        assert regex.findall(GPT2_SPLIT, text) == regex.findall(ORIGINAL_GPT2_SPLIT, text), text[
+            :60
+        ]
 
 
 @pytest.mark.skipif(
@@ -176,7 +202,9 @@ def test_gpt2_is_tiktokens() -> None:
 
 
 @pytest.mark.parametrize("fault", ["no network", "a log-in page instead of the file"])
-def test_gpt2_without_cache_and_network_says_what_to_do(fault: str, tmp_path: Path, monkeypatch) -> None:
+def test_gpt2_without_cache_and_network_says_what_to_do(
+    fault: str, tmp_path: Path, monkeypatch
+) -> None:
     """Claim 22: no hang and no bare traceback; the error names the way out."""
 
     def no_network(*_: object, **__: object) -> None:
@@ -198,13 +226,23 @@ def test_save_and_load(tmp_path: Path) -> None:
         saved = Tokenizer(ranks, {END_OF_TEXT: len(ranks)}, split).with_special(["<é>"])
         saved.save(tmp_path / "tokenizer.json")
         loaded = Tokenizer.load(str(tmp_path / "tokenizer.json"))
-        assert loaded.state() == saved.state() and loaded.n_vocab == len(ranks) + 2 and loaded.split == split
-        assert loaded.encode("abab 12 é<é>") == saved.encode("abab 12 é<é>") and loaded.special("<é>") == len(ranks) + 1
+        assert (
+            loaded.state() == saved.state()
+            and loaded.n_vocab == len(ranks) + 2
+            and loaded.split == split
+        )
+        assert (
+            loaded.encode("abab 12 é<é>") == saved.encode("abab 12 é<é>")
+            and loaded.special("<é>") == len(ranks) + 1
+        )
 
 
 def test_with_special_keeps_old_ids_and_appends_new_ones(tokenizer: Tokenizer) -> None:
     grown = tokenizer.with_special(["<a>", END_OF_TEXT, "<b>", "<a>"]).with_special(["<c>"])
-    assert grown.special_tokens == {END_OF_TEXT: 256, "<a>": 257, "<b>": 258, "<c>": 259} and grown.n_vocab == 260
+    assert (
+        grown.special_tokens == {END_OF_TEXT: 256, "<a>": 257, "<b>": 258, "<c>": 259}
+        and grown.n_vocab == 260
+    )
     assert grown.decode([97, 258, 98]) == "a<b>b" and grown.encode("<b>") == [60, 98, 62]
     with pytest.raises(ValueError, match=r"no special token '<a>'.*<\|endoftext\|>.*with_special"):
         tokenizer.special("<a>")

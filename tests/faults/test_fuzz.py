@@ -122,16 +122,26 @@ def value(draw: random.Random, depth: int = 0) -> object:
     if kind == 9:
         return [value(draw, depth + 1) for _ in range(draw.randrange(4))]
     if kind == 10:
-        return f"@{draw.choice((10, 100, 500, 900, 950, 1000, 3000))}@"  # see `line`: nested as deeply
-    return {draw.choice([*KEYS.split(), text(draw)]): value(draw, depth + 1) for _ in range(draw.randrange(4))}
+        return (
+            f"@{draw.choice((10, 100, 500, 900, 950, 1000, 3000))}@"  # see `line`: nested as deeply
+        )
+    return {
+        draw.choice([*KEYS.split(), text(draw)]): value(draw, depth + 1)
+        for _ in range(draw.randrange(4))
+    }
 
 
 def turn(draw: random.Random, role: str, content: str) -> object:
     if draw.random() < 0.03:
         return value(draw)
-    made = {role: draw.choice(ROLE_NAMES) if draw.random() < 0.95 else value(draw), content: text(draw)}
+    made = {
+        role: draw.choice(ROLE_NAMES) if draw.random() < 0.95 else value(draw),
+        content: text(draw),
+    }
     if draw.random() < 0.1:
-        made[content] = draw.choice([value(draw), [{"type": "text", "text": text(draw)}, {"text": text(draw)}]])
+        made[content] = draw.choice(
+            [value(draw), [{"type": "text", "text": text(draw)}, {"text": text(draw)}]]
+        )
     if draw.random() < 0.2:
         made[draw.choice(("weight", "loss_weight"))] = draw.choice((0, 1, 1, value(draw)))
     return made
@@ -152,8 +162,16 @@ def record(draw: random.Random) -> object:
         return value(draw)
     else:
         roles = itertools.islice(itertools.cycle(("user", "assistant")), draw.randrange(1, 6))
-        made = {"messages": [turn(draw, "role", "content") for _ in roles]} if draw.random() < 0.4 else None
-        made = made or {"messages": [{"role": role, "content": text(draw)} for role in ("user", "assistant", "tool")]}
+        made = (
+            {"messages": [turn(draw, "role", "content") for _ in roles]}
+            if draw.random() < 0.4
+            else None
+        )
+        made = made or {
+            "messages": [
+                {"role": role, "content": text(draw)} for role in ("user", "assistant", "tool")
+            ]
+        }
     for key in (*made, "system", text(draw)):
         if draw.random() < 0.07:
             made[key] = value(draw)
@@ -163,7 +181,9 @@ def record(draw: random.Random) -> object:
 def line(draw: random.Random, made: object) -> bytes:
     """As JSON, with escapes or without; now and then with a few bytes flipped, lost or put in."""
     whole = json.dumps(made, ensure_ascii=draw.random() < 0.5).encode("utf-8", "surrogatepass")
-    data = bytearray(re.sub(rb'"@(\d+)@"', lambda match: b"[" * int(match[1]) + b"]" * int(match[1]), whole))
+    data = bytearray(
+        re.sub(rb'"@(\d+)@"', lambda match: b"[" * int(match[1]) + b"]" * int(match[1]), whole)
+    )
     for _ in range(draw.choice((0, 0, 0, 1, 3))):
         at = draw.randrange(len(data) + 1)
         data[at : at + draw.randrange(3)] = bytes(
@@ -182,7 +202,9 @@ class Letters:
     """Every byte is a token; all templates' special tokens are known."""
 
     def __init__(self) -> None:
-        self.tokenizer = Tokenizer({bytes([byte]): byte for byte in range(256)}, {}).with_special(SPECIAL)
+        self.tokenizer = Tokenizer({bytes([byte]): byte for byte in range(256)}, {}).with_special(
+            SPECIAL
+        )
 
     def special_ids(self, ids: list[int]) -> list[int]:
         return [token_id for token_id in ids if token_id >= 256]
@@ -191,11 +213,17 @@ class Letters:
 def check_rendering(draw: random.Random, messages: list[Message], letters: Letters) -> None:
     """Claims 1, 2, 3, 4: no special id but the template's, whatever stands in the text; the prompt is a prefix of what
     is trained on; and what is shown of it drives no terminal."""
-    tokenizer, template, train_on = letters.tokenizer, draw.choice(list(TEMPLATES)), draw.choice(TRAIN_ON)
+    tokenizer, template, train_on = (
+        letters.tokenizer,
+        draw.choice(list(TEMPLATES)),
+        draw.choice(TRAIN_ON),
+    )
     ids, mask = render(messages, tokenizer, template, train_on)
     harmless = [Message(message.role, "x", message.weight) for message in messages]
     assert len(ids) == len(mask) and set(mask) <= {0, 1}
-    assert letters.special_ids(ids) == letters.special_ids(render(harmless, tokenizer, template, train_on)[0])
+    assert letters.special_ids(ids) == letters.special_ids(
+        render(harmless, tokenizer, template, train_on)[0]
+    )
     for message in messages:
         assert tokenizer.decode(tokenizer.encode(message.content)) == message.content
         assert one_line(message.content).isprintable()
@@ -204,7 +232,9 @@ def check_rendering(draw: random.Random, messages: list[Message], letters: Lette
             if message.role == "assistant":
                 prompt = render_prompt(messages[:k], tokenizer, template)
                 assert ids[: len(prompt)] == prompt
-    assert all(shown.isprintable() for shown in show_mask(ids, mask, tokenizer, colour=False).split("\n"))
+    assert all(
+        shown.isprintable() for shown in show_mask(ids, mask, tokenizer, colour=False).split("\n")
+    )
 
 
 def test_records(request, counts: Counter) -> None:
@@ -212,7 +242,9 @@ def test_records(request, counts: Counter) -> None:
     letters, read = Letters(), 0
     for draw in cases(request, counts, "records", 4000, 110_000):
         try:
-            _, messages = read_conversation("data.jsonl", 7, line(draw, record(draw)).replace(b"\n", b" "))
+            _, messages = read_conversation(
+                "data.jsonl", 7, line(draw, record(draw)).replace(b"\n", b" ")
+            )
         except ValueError as error:
             check_error(error, r"data\.jsonl:7: ")
         else:
@@ -252,7 +284,10 @@ def checkpoints(folder: Path) -> dict[str, dict]:
     assert sft.main([*arguments, "--out", str(folder / "lora"), "--lora-rank", "2"]) == 0
     contents = {"base": read_checkpoint(base)}
     contents |= {name: read_checkpoint(folder / name) for name in ("full", "lora")}
-    return {name: {key: item for key, item in content.items() if key != "file"} for name, content in contents.items()}
+    return {
+        name: {key: item for key, item in content.items() if key != "file"}
+        for name, content in contents.items()
+    }
 
 
 def tensor(draw: random.Random, like: object) -> torch.Tensor:
@@ -279,7 +314,11 @@ def tensor(draw: random.Random, like: object) -> torch.Tensor:
 def places(content: object, path: tuple = ()) -> Iterator[tuple]:
     """The way to every value in nested dicts and lists; of long lists, to a few."""
     items = (
-        content.items() if isinstance(content, dict) else enumerate(content[:5]) if isinstance(content, list) else ()
+        content.items()
+        if isinstance(content, dict)
+        else enumerate(content[:5])
+        if isinstance(content, list)
+        else ()
     )
     for key, item in items:
         yield (*path, key)
@@ -338,7 +377,9 @@ def test_checkpoints(request, counts: Counter, tmp_path: Path, capsys) -> None:
         save_checkpoint(path, content)
         read += try_checkpoint(path, capsys)
     assert read > 0
-    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if path.parent not in (p, p.parent)} == before
+    assert {
+        p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if path.parent not in (p, p.parent)
+    } == before
 
 
 def test_resuming_spoiled_checkpoints(request, counts: Counter, tmp_path: Path, capsys) -> None:
@@ -349,7 +390,9 @@ def test_resuming_spoiled_checkpoints(request, counts: Counter, tmp_path: Path, 
         content = copy.deepcopy(contents[draw.choice(("full", "lora"))])
         chosen = {key: content[key] for key in ("optimizer", "step", "args", "data_digest", "base")}
         spoil(draw, chosen)
-        kept = {key: item for key, item in content.items() if key not in ("optimizer", "step", *chosen)}
+        kept = {
+            key: item for key, item in content.items() if key not in ("optimizer", "step", *chosen)
+        }
         folder.mkdir(exist_ok=True)
         save_checkpoint(folder / "checkpoint-0000001.pt", kept | chosen)
         capsys.readouterr()
@@ -373,8 +416,16 @@ def test_bytes_of_checkpoints(request, counts: Counter, tmp_path: Path, capsys) 
     for draw in cases(request, counts, "resealed files", 150, 1500):
         data = bytearray(whole[draw.choice(("full", "lora"))])
         for _ in range(draw.choice((1, 1, 3, 20))):
-            at = draw.choice((draw.randrange(len(data)), draw.randrange(3000), len(data) - 1 - draw.randrange(3000)))
-            data[at : at + draw.choice((1, 1, 1, 0, 9))] = draw.randbytes(draw.choice((1, 1, 1, 0, 9)))
+            at = draw.choice(
+                (
+                    draw.randrange(len(data)),
+                    draw.randrange(3000),
+                    len(data) - 1 - draw.randrange(3000),
+                )
+            )
+            data[at : at + draw.choice((1, 1, 1, 0, 9))] = draw.randbytes(
+                draw.choice((1, 1, 1, 0, 9))
+            )
         reseal(bytes(data), path)
         try_checkpoint(path, capsys)
 
@@ -408,7 +459,11 @@ def test_pickles(request, counts: Counter, tmp_path: Path, capsys) -> None:
 
 def test_tokenizers_and_adapters(request, counts: Counter, tmp_path: Path) -> None:
     """Claims 18, 20: their files alone, through their own loaders."""
-    good = Tokenizer({bytes([byte]): byte for byte in range(256)}, {}).with_special(["<s>", "</s>"]).state()
+    good = (
+        Tokenizer({bytes([byte]): byte for byte in range(256)}, {})
+        .with_special(["<s>", "</s>"])
+        .state()
+    )
     model = add_lora(make_model(n_layer=1, n_embd=8), rank=2, token_ids=[3])
     adapter, path = adapter_state(model), tmp_path / "spoiled"
     for draw in cases(request, counts, "tokenizers and adapters", 300, 3000):
@@ -439,7 +494,9 @@ def spoil_plain(draw: random.Random, state: dict) -> None:
 # Single monsters
 
 
-def test_deep_and_long(request, counts: Counter, tmp_path: Path, base: Path, monkeypatch, capsys) -> None:
+def test_deep_and_long(
+    request, counts: Counter, tmp_path: Path, base: Path, monkeypatch, capsys
+) -> None:
     """JSON nested 100,000 deep; one line of megabytes (100 with --full): as text, as a role, as a key."""
     length = (100 if request.config.getoption("--full") else 3) * 10**6
     deep, filler = "[" * 100_000 + "]" * 100_000, "word \\u001b" * (length // 11)
@@ -459,14 +516,20 @@ def test_deep_and_long(request, counts: Counter, tmp_path: Path, base: Path, mon
     for name, (form, filling) in monsters.items():
         signal.alarm(10 * PATIENCE)
         path.write_text(form.replace("@", filling))
-        status = sft.main(f"--data {path} --init {base} --device cpu --steps 1 --out {tmp_path}/run".split())
+        status = sft.main(
+            f"--data {path} --init {base} --device cpu --steps 1 --out {tmp_path}/run".split()
+        )
         err = capsys.readouterr().err
-        assert status == 2 and err.count("\n") == 1 and err[:-1].isprintable() and len(err) < 1000, (name, err[:2000])
+        assert (
+            status == 2 and err.count("\n") == 1 and err[:-1].isprintable() and len(err) < 1000
+        ), (name, err[:2000])
         assert str(path) in err and not (tmp_path / "run").exists()
         counts["monsters"] += 1
 
 
-def test_names_do_not_lead_out_of_the_folder(tmp_path: Path, base: Path, monkeypatch, capsys) -> None:
+def test_names_do_not_lead_out_of_the_folder(
+    tmp_path: Path, base: Path, monkeypatch, capsys
+) -> None:
     """A file's name becomes part of a folder's name; path separators cannot stand in it, and dots lead nowhere."""
     monkeypatch.chdir(tmp_path)
     for name in ("...jsonl", "..", ".x", "a b", "-rf", "\x1b[2J", "é\udcff", "a\nb"):
@@ -475,7 +538,10 @@ def test_names_do_not_lead_out_of_the_folder(tmp_path: Path, base: Path, monkeyp
         data = data / "file.jsonl" if name == ".." else data
         write_jsonl(data, [conversation("q", "a")] * 30)
         before = {path for path in tmp_path.rglob("*")}
-        assert sft.main(["--data", str(data), "--init", str(base), "--steps", "1", "--device", "cpu"]) == 0
+        assert (
+            sft.main(["--data", str(data), "--init", str(base), "--steps", "1", "--device", "cpu"])
+            == 0
+        )
         out, err = capsys.readouterr()
         assert "\x1b" not in out and err == ""
         new = {path for path in tmp_path.rglob("*")} - before

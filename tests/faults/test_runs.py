@@ -20,11 +20,12 @@ from checkpoint import checkpoints_in, is_whole, read_checkpoint
 
 # A mixture of three files, one of them seen in part and one of plain text to replay; dropout; steps of three
 # micro-batches or so; two epochs of 8 steps or so, a checkpoint every second step.
-RUN = (
-    "--data ../a.jsonl ../b.jsonl:0.6 ../replay.jsonl:0.5 --init ../base.pt --out run --device cpu --epochs 2 --seed 5 "
-)
+RUN = "--data ../a.jsonl ../b.jsonl:0.6 ../replay.jsonl:0.5 --init ../base.pt --out run --device cpu --epochs 2 --seed 5 "
 RUN += "--batch-tokens 330 --micro-batch-tokens 150 --save-every 2 --eval-every 3 --lr 0.01 --warmup-steps 2 "
-RUNS = {"all weights": RUN + "--dropout 0.2", "LoRA": RUN + "--dropout 0.1 --lora-rank 2 --lora-dropout 0.2"}
+RUNS = {
+    "all weights": RUN + "--dropout 0.2",
+    "LoRA": RUN + "--dropout 0.1 --lora-rank 2 --lora-dropout 0.2",
+}
 SAVE_EVERY = 2
 
 
@@ -34,14 +35,26 @@ class Place:
     def __init__(self, folder: Path, zygote: Zygote):
         self.folder, self.zygote = folder, zygote
         make_base(folder / "base.pt", n_layer=1, n_embd=16, context_length=64)
-        write_jsonl(folder / "a.jsonl", [conversation(f"{i}" * (i % 5 + 1), "a" * (i % 7)) for i in range(40)])
-        write_jsonl(folder / "b.jsonl", [conversation(f"b{i}", "yes", "and?", "no" * (i % 3)) for i in range(30)])
-        write_jsonl(folder / "replay.jsonl", [{"text": f"document {i} " + "x" * (i % 20)} for i in range(20)])
+        write_jsonl(
+            folder / "a.jsonl",
+            [conversation(f"{i}" * (i % 5 + 1), "a" * (i % 7)) for i in range(40)],
+        )
+        write_jsonl(
+            folder / "b.jsonl",
+            [conversation(f"b{i}", "yes", "and?", "no" * (i % 3)) for i in range(30)],
+        )
+        write_jsonl(
+            folder / "replay.jsonl",
+            [{"text": f"document {i} " + "x" * (i % 20)} for i in range(20)],
+        )
         self.whole, self.lines = {}, {}
         for kind in RUNS:
             ended = self.run(kind, "whole " + kind, RUNS[kind], {})
             assert (ended["status"], ended["err"]) == (0, "")
-            self.whole[kind], self.lines[kind] = contents(folder / f"whole {kind}/run"), {"": ended["lines"]}
+            self.whole[kind], self.lines[kind] = (
+                contents(folder / f"whole {kind}/run"),
+                {"": ended["lines"]},
+            )
             ended = self.run(kind, "whole " + kind, RUNS[kind] + " --overwrite", {"in": "save"})
             self.lines[kind]["save"] = ended["lines"]
             assert contents(folder / f"whole {kind}/run") == self.whole[kind]
@@ -114,7 +127,9 @@ def place(tmp_path_factory, zygote) -> Place:
     return Place(tmp_path_factory.mktemp("runs"), zygote)
 
 
-def moments(place: Place, kind: str, draw: random.Random, number: int, signal_number: int) -> Iterator[dict]:
+def moments(
+    place: Place, kind: str, draw: random.Random, number: int, signal_number: int
+) -> Iterator[dict]:
     """By turns: at any line, at a line that saves, at a time while a checkpoint is written, at any time."""
     for i in range(number):
         fault = {"signal": signal_number}
@@ -154,7 +169,9 @@ def test_kill(place: Place, kind: str, counts: Counter, request) -> None:
 def test_stop(place: Place, number: int, counts: Counter, request) -> None:
     """A signal anywhere: one clear line, no traceback, the step that was under way is saved, and the run can go on."""
     draw, kind = random.Random(1), "LoRA"
-    for trial, fault in enumerate(moments(place, kind, draw, 20 if request.config.getoption("--full") else 2, number)):
+    for trial, fault in enumerate(
+        moments(place, kind, draw, 20 if request.config.getoption("--full") else 2, number)
+    ):
         name = f"stopped {number} {trial}"
         ended = place.go_on(kind, name, fault)
         assert ended["status"] in (0, 128 + number) and ended["err"] == "", ended
@@ -164,7 +181,9 @@ def test_stop(place: Place, number: int, counts: Counter, request) -> None:
             if last.startswith("stopped after step"):
                 assert f"checkpoint-{len(log_rows(run)):07d}.pt" == checkpoints_in(run)[0].name
             else:
-                assert last.startswith("interrupted") and ("--resume run" in last) == bool(checkpoints_in(run)), last
+                assert last.startswith("interrupted") and ("--resume run" in last) == bool(
+                    checkpoints_in(run)
+                ), last
             counts["stop signals"] += 1
             ended = place.go_on(kind, name, {})
         assert (ended["status"], ended["err"]) == (0, "")
@@ -180,9 +199,13 @@ def test_a_full_disk(place: Place, counts: Counter, request) -> None:
         save = draw.randrange(1, 9)
         ended = place.run(kind, name, RUNS[kind], {"bytes": draw.randrange(size), "save": save})
         run = place.folder / name / "run"
-        good = str(Path("run") / checkpoints_in(run)[0].name) if save > 1 else "none was written yet"
+        good = (
+            str(Path("run") / checkpoints_in(run)[0].name) if save > 1 else "none was written yet"
+        )
         assert ended["status"] == 2 and ended["err"].count("\n") == 1, ended["err"]
-        assert ended["err"].startswith("error: run/checkpoint-") and "File too large" in ended["err"]
+        assert (
+            ended["err"].startswith("error: run/checkpoint-") and "File too large" in ended["err"]
+        )
         assert ended["err"].endswith(f"Last good checkpoint: {good}\n")
         assert not list(run.glob("*.tmp")) and len(checkpoints_in(run)) == min(save - 1, 2)
         place.check_kept(name)
@@ -195,7 +218,9 @@ def test_a_full_disk_under_the_log(place: Place, counts: Counter, request) -> No
     """A row of the log that is cut off is no step: it is said what happened, and the run goes on to the same end."""
     draw, kind, name = random.Random(4), "all weights", "full log"
     for _ in range(20 if request.config.getoption("--full") else 2):
-        ended = place.run(kind, name, RUNS[kind], {"bytes": draw.randrange(30), "row": draw.randrange(1, 16)})
+        ended = place.run(
+            kind, name, RUNS[kind], {"bytes": draw.randrange(30), "row": draw.randrange(1, 16)}
+        )
         assert ended["status"] == 2 and ended["err"].count("\n") == 1, ended["err"]
         assert ended["err"].startswith(
             "error: run/log.csv: could not be written (File too large). Last good checkpoint"
@@ -215,15 +240,24 @@ def test_a_damaged_checkpoint(place: Place, kind: str, counts: Counter, request)
     newest, before = checkpoints_in(place.folder / name / "run")
     data = newest.read_bytes()
     cuts = [data[: draw.randrange(len(data))] for _ in range(100)]
-    bits = [draw.randrange(8 * len(data)) for _ in range(1000 if request.config.getoption("--full") else 100)]
-    flips = (data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :] for bit in bits)
+    bits = [
+        draw.randrange(8 * len(data))
+        for _ in range(1000 if request.config.getoption("--full") else 100)
+    ]
+    flips = (
+        data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :]
+        for bit in bits
+    )
     for number, damaged in enumerate([*cuts, *flips]):
         newest.write_bytes(damaged)
         assert not is_whole(newest) and is_whole(before)
         if number % 50 == 0:
             ended = place.go_on(kind, name, {})
             assert ended["status"] == 0
-            assert ended["err"] == f"run/{newest.name}: damaged (its checksum does not match), trying the one before\n"
+            assert (
+                ended["err"]
+                == f"run/{newest.name}: damaged (its checksum does not match), trying the one before\n"
+            )
             assert contents(place.folder / name / "run") == place.whole[kind]
         else:
             assert read_checkpoint(place.folder / name / "run")["file"] == str(before)

@@ -18,7 +18,9 @@ from conftest import children, conversation
 
 import sft
 
-WORDS = "a list of words that are as long as words are in English, and that come in any order".split()
+WORDS = (
+    "a list of words that are as long as words are in English, and that come in any order".split()
+)
 
 
 def write_conversations(path: Path, number: int) -> None:
@@ -36,7 +38,9 @@ def run(folder: Path, arguments: str) -> tuple[str, int]:
     command, peaks = [sys.executable, sft.__file__, *arguments.split()], {}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(folder / "out.txt", "w") as out:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=out, stderr=subprocess.STDOUT
+        )
     while process.poll() is None:
         for number in (process.pid, *children(process.pid)):
             try:
@@ -59,7 +63,10 @@ def test_memory_is_flat_and_the_cache_is_found(request, counts: Counter, tmp_pat
         write_conversations(tmp_path / "large.jsonl", number)
         arguments = "--data large.jsonl --device cpu --steps 1 --batch-tokens 500 --save-every 9 --overwrite --out run"
         first, peaks[number] = run(tmp_path, arguments)
-        assert f"large.jsonl: {number:,} conversations tokenised, in" in first and "cache     out/cache/" in first
+        assert (
+            f"large.jsonl: {number:,} conversations tokenised, in" in first
+            and "cache     out/cache/" in first
+        )
         second, _ = run(tmp_path, arguments)
         assert f"large.jsonl: {number:,} conversations, " in second and "tokenised" not in second
         counts[f"MB for {number:,} conversations"] = peaks[number]

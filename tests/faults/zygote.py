@@ -89,7 +89,10 @@ def run(request: dict, rank: int, port: int) -> None:
     signal.alarm(PATIENCE)
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{name}{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    sys.stdout, sys.stderr = io.StringIO(), io.StringIO()  # written last, because a full disk is none for them
+    sys.stdout, sys.stderr = (
+        io.StringIO(),
+        io.StringIO(),
+    )  # written last, because a full disk is none for them
     n_processes, lines, status = request.get("processes", 1), None, 1
     if n_processes > 1:
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -99,12 +102,24 @@ def run(request: dict, rank: int, port: int) -> None:
         at_call(sft, "save_checkpoint", fault["save"], lambda: limit_files(fault["bytes"]))
     elif "row" in fault:
         at_call(
-            sft.LogFile, "write", fault["row"], lambda: limit_files(os.path.getsize("run/log.csv") + fault["bytes"])
+            sft.LogFile,
+            "write",
+            fault["row"],
+            lambda: limit_files(os.path.getsize("run/log.csv") + fault["bytes"]),
         )
     elif "step" in fault:
-        at_call(sft, "accumulate_gradients", fault["step"], lambda: os.kill(os.getpid(), fault["signal"]))
+        at_call(
+            sft,
+            "accumulate_gradients",
+            fault["step"],
+            lambda: os.kill(os.getpid(), fault["signal"]),
+        )
     elif fault or n_processes == 1:
-        lines = Lines(fault.get("line"), fault.get("in") == "save", lambda: os.kill(os.getpid(), fault["signal"]))
+        lines = Lines(
+            fault.get("line"),
+            fault.get("in") == "save",
+            lambda: os.kill(os.getpid(), fault["signal"]),
+        )
     try:
         status = sft.main(request["argv"])
     except BaseException:
@@ -157,7 +172,9 @@ def main() -> None:
             lines = cwd / f"lines{rank}.txt"
             answer = {"status": os.waitstatus_to_exitcode(status)}
             answer["lines"] = int(lines.read_text()) if lines.exists() else None
-            answers.append(answer | {name: (cwd / f"{name}{rank}.txt").read_text() for name in ("out", "err")})
+            answers.append(
+                answer | {name: (cwd / f"{name}{rank}.txt").read_text() for name in ("out", "err")}
+            )
         print(json.dumps(answers), flush=True)
 
 

@@ -28,11 +28,17 @@ SETTINGS = [
 ]
 
 
-def lora_run(folder: Path, dtype: torch.dtype = torch.float32, **settings) -> tuple[Path, Path, GPT]:
+def lora_run(
+    folder: Path, dtype: torch.dtype = torch.float32, **settings
+) -> tuple[Path, Path, GPT]:
     """A base, the checkpoint of a LoRA run on it whose adapters do something, and its model."""
     tokenizer = Tokenizer({bytes([byte]): byte for byte in range(256)}, {END_OF_TEXT: 256})
     base, path = make_model(dtype=dtype), folder / "base.pt"
-    content = {"config": vars(base.config), "model": base.state_dict(), "tokenizer": tokenizer.state()}
+    content = {
+        "config": vars(base.config),
+        "model": base.state_dict(),
+        "tokenizer": tokenizer.state(),
+    }
     save_checkpoint(path, content | {"template": None, "stop": [256], "step": 0, "args": {}})
     origin = {"path": str(path), "fingerprint": fingerprint(base), "template": None}
     model = add_lora(base, **{"token_ids": (257, 258)} | settings)
@@ -40,8 +46,15 @@ def lora_run(folder: Path, dtype: torch.dtype = torch.float32, **settings) -> tu
         if name.endswith(("lora_b", "lora_rows")):
             nn.init.normal_(parameter, std=0.3)
     tokenizer = tokenizer.with_special(["<|im_start|>", "<|im_end|>"])
-    content = {"config": asdict(model.config), **adapter_state(model), "tokenizer": tokenizer.state(), "base": origin}
-    save_checkpoint(folder / "lora.pt", content | {"template": "chatml", "stop": [258], "step": 1, "args": {}})
+    content = {
+        "config": asdict(model.config),
+        **adapter_state(model),
+        "tokenizer": tokenizer.state(),
+        "base": origin,
+    }
+    save_checkpoint(
+        folder / "lora.pt", content | {"template": "chatml", "stop": [258], "step": 1, "args": {}}
+    )
     return path, folder / "lora.pt", model
 
 
@@ -51,23 +64,33 @@ def load_in_peft(folder: Path, base: Path, adapter: Path, **named) -> PeftModel:
     hf.export_adapter(adapter, folder / "adapter")
     theirs = GPT2LMHeadModel.from_pretrained(folder / "base")
     theirs.resize_token_embeddings(len(AutoTokenizer.from_pretrained(folder / "adapter")))
-    return PeftModel.from_pretrained(theirs, folder / "adapter", autocast_adapter_dtype=False, **named).eval()
+    return PeftModel.from_pretrained(
+        theirs, folder / "adapter", autocast_adapter_dtype=False, **named
+    ).eval()
 
 
 def loss_of(logits: Tensor) -> Tensor:
-    return F.cross_entropy(logits[:, :-1, :259].flatten(0, 1), IDS[:, 1:].flatten(), reduction="sum")
+    return F.cross_entropy(
+        logits[:, :-1, :259].flatten(0, 1), IDS[:, 1:].flatten(), reduction="sum"
+    )
 
 
 def their_gradients(model: PeftModel) -> dict[str, Tensor]:
     """By our names."""
     parts = {"lora_A.default.weight": "lora_a", "lora_B.default.weight": "lora_b"}
     parts |= {"token_adapter.trainable_tokens_delta.default": "lora_rows"}
-    ours = {hf.their_name(name): name for name in [name for name, _ in make_model().named_modules()]}
+    ours = {
+        hf.their_name(name): name for name in [name for name, _ in make_model().named_modules()]
+    }
     gradients = {}
     for name, parameter in model.named_parameters(remove_duplicate=True):
         if parameter.grad is not None:
-            module, part = next((name.partition(f".{part}")[0], part) for part in parts if part in name)
-            gradients[f"{ours[module.removeprefix('base_model.model.transformer.')]}.{parts[part]}"] = parameter.grad
+            module, part = next(
+                (name.partition(f".{part}")[0], part) for part in parts if part in name
+            )
+            gradients[
+                f"{ours[module.removeprefix('base_model.model.transformer.')]}.{parts[part]}"
+            ] = parameter.grad
     return gradients
 
 
@@ -115,9 +138,13 @@ def test_an_adapter_made_in_peft_computes_the_same_here(rslora, tmp_path) -> Non
     """The other way round: A and B come from peft's own initialisation and its names for the settings."""
     base, _, _ = lora_run(tmp_path)
     hf.export(base, tmp_path / "base")
-    config = LoraConfig(r=3, lora_alpha=5, target_modules=["c_attn", "c_proj", "c_fc"], use_rslora=rslora)
+    config = LoraConfig(
+        r=3, lora_alpha=5, target_modules=["c_attn", "c_proj", "c_fc"], use_rslora=rslora
+    )
     torch.manual_seed(0)
-    with pytest.warns(UserWarning, match="fan_in_fan_out"):  # which is what the exported configuration says
+    with pytest.warns(
+        UserWarning, match="fan_in_fan_out"
+    ):  # which is what the exported configuration says
         theirs = get_peft_model(GPT2LMHeadModel.from_pretrained(tmp_path / "base"), config).eval()
     ours = add_lora(load_checkpoint(base)[0], rank=3, alpha=5, rslora=rslora)
     state = {name.replace(".default.", "."): tensor for name, tensor in theirs.state_dict().items()}
@@ -125,7 +152,9 @@ def test_an_adapter_made_in_peft_computes_the_same_here(rslora, tmp_path) -> Non
         if hasattr(module, "lora_a"):
             prefix = f"base_model.model.transformer.{hf.their_name(name)}"
             nn.init.normal_(theirs.get_submodule(prefix).lora_B["default"].weight, std=0.3)
-            module.lora_a.data, module.lora_b.data = (state[f"{prefix}.lora_{x}.weight"].clone() for x in "AB")
+            module.lora_a.data, module.lora_b.data = (
+                state[f"{prefix}.lora_{x}.weight"].clone() for x in "AB"
+            )
     with torch.no_grad():
         logits, wanted = ours(IDS % 257), theirs(IDS % 257).logits
     assert (logits - wanted).abs().max() <= 1e-5 * wanted.abs().max()
@@ -134,8 +163,21 @@ def test_an_adapter_made_in_peft_computes_the_same_here(rslora, tmp_path) -> Non
 def test_peft_finds_a_base_of_its_own_format(tmp_path) -> None:
     """A run from `--init DIR` names DIR, so that one line loads base, adapter and the rows of new tokens."""
     hf.export(make_base(tmp_path / "base.pt"), tmp_path / "base")
-    data = write_jsonl(tmp_path / "data.jsonl", [conversation(f"question {i}", f"answer {i}") for i in range(40)])
-    flags = ["--data", str(data), "--steps", "3", "--lora-rank", "2", "--lr", "0.05", "--device", "cpu"]
+    data = write_jsonl(
+        tmp_path / "data.jsonl", [conversation(f"question {i}", f"answer {i}") for i in range(40)]
+    )
+    flags = [
+        "--data",
+        str(data),
+        "--steps",
+        "3",
+        "--lora-rank",
+        "2",
+        "--lr",
+        "0.05",
+        "--device",
+        "cpu",
+    ]
     assert sft.main([*flags, "--init", str(tmp_path / "base"), "--out", str(tmp_path / "run")]) == 0
     hf.export_adapter(tmp_path / "run", tmp_path / "adapter")
     theirs = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
@@ -144,9 +186,13 @@ def test_peft_finds_a_base_of_its_own_format(tmp_path) -> None:
         logits, wanted = ours(IDS)[..., :259], theirs(IDS).logits
     assert (logits - wanted).abs().max() <= 1e-5 * wanted.abs().max()
     chat = AutoTokenizer.from_pretrained(tmp_path / "adapter")
-    prompt = chat.apply_chat_template(conversation("Hi")["messages"], add_generation_prompt=True, return_tensors="pt")
+    prompt = chat.apply_chat_template(
+        conversation("Hi")["messages"], add_generation_prompt=True, return_tensors="pt"
+    )
     new_ids = theirs.generate(**prompt, max_new_tokens=20, eos_token_id=chat.eos_token_id)
-    [wanted_ids] = ours.generate(prompt["input_ids"].tolist(), 20, stop=[tokenizer.special("<|im_end|>")])
+    [wanted_ids] = ours.generate(
+        prompt["input_ids"].tolist(), 20, stop=[tokenizer.special("<|im_end|>")]
+    )
     assert new_ids[0, prompt["input_ids"].shape[1] :].tolist()[: len(wanted_ids)] == wanted_ids
 
 

@@ -33,7 +33,9 @@ def their_model(sizes: tuple[int, ...] = SIZES[0], seed: int = 0, **settings) ->
     """With large random weights, biases and norms too, so that nothing is hidden by being zero or one."""
     torch.manual_seed(seed)
     names = ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd")
-    model = GPT2LMHeadModel(GPT2Config(**dict(zip(names, sizes)), bos_token_id=None, eos_token_id=None, **settings))
+    model = GPT2LMHeadModel(
+        GPT2Config(**dict(zip(names, sizes)), bos_token_id=None, eos_token_id=None, **settings)
+    )
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.2)
     return model.eval()
@@ -45,8 +47,17 @@ def random_ids(n_vocab: int, *shape: int, seed: int = 1) -> torch.Tensor:
 
 def saved_model(folder: Path, model: GPT, tokenizer: Tokenizer, **more) -> Path:
     """A checkpoint of any model."""
-    content = {"config": vars(model.config), "model": model.state_dict(), "tokenizer": tokenizer.state()}
-    content |= {"template": None, "stop": [tokenizer.special(END_OF_TEXT)], "step": 0, "args": {}} | more
+    content = {
+        "config": vars(model.config),
+        "model": model.state_dict(),
+        "tokenizer": tokenizer.state(),
+    }
+    content |= {
+        "template": None,
+        "stop": [tokenizer.special(END_OF_TEXT)],
+        "step": 0,
+        "args": {},
+    } | more
     save_checkpoint(folder / "checkpoint.pt", content)
     return folder / "checkpoint.pt"
 
@@ -75,7 +86,12 @@ def test_logits_of_their_weights(tmp_path, sizes) -> None:
 def test_logits_of_our_weights(tmp_path, sizes) -> None:
     names = ("vocab_size", "context_length", "n_layer", "n_head", "n_embd")
     ours = make_model(dtype=torch.float32, n_vocab=sizes[0], **dict(zip(names, sizes)))
-    assert hf.main(["export", str(saved_model(tmp_path, ours, byte_tokenizer())), str(tmp_path / "out")]) == 0
+    assert (
+        hf.main(
+            ["export", str(saved_model(tmp_path, ours, byte_tokenizer())), str(tmp_path / "out")]
+        )
+        == 0
+    )
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     assert type(theirs) is GPT2LMHeadModel and theirs.dtype == torch.float32
     ids = random_ids(sizes[0], 3, sizes[1])
@@ -100,8 +116,14 @@ def test_out_and_in_again_is_bit_identical(tmp_path, dtype, template) -> None:
     again, same_tokenizer, meta = load_checkpoint(tmp_path / "one")
     assert meta == {"file": str(tmp_path / "one"), **known}
     assert vars(again.config) == vars(ours.config) and same_tokenizer.state() == tokenizer.state()
-    for (name, tensor), (same_name, same_tensor) in zip(ours.state_dict().items(), again.state_dict().items()):
-        assert name == same_name and tensor.dtype == same_tensor.dtype and torch.equal(tensor, same_tensor)
+    for (name, tensor), (same_name, same_tensor) in zip(
+        ours.state_dict().items(), again.state_dict().items()
+    ):
+        assert (
+            name == same_name
+            and tensor.dtype == same_tensor.dtype
+            and torch.equal(tensor, same_tensor)
+        )
     hf.export(tmp_path / "one", tmp_path / "two")
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
@@ -145,7 +167,9 @@ def test_greedy_generation_is_theirs(tmp_path, seed) -> None:
     wanted = ours.generate(prompts, 40, stop=[stop])
     assert wanted[0] == free[0][: free[0].index(stop)] and any(len(ids) == 40 for ids in free)
     for prompt, ids in zip(prompts, wanted):
-        new_ids = theirs.generate(torch.tensor([prompt]), max_new_tokens=40)[0, len(prompt) :].tolist()
+        new_ids = theirs.generate(torch.tensor([prompt]), max_new_tokens=40)[
+            0, len(prompt) :
+        ].tolist()
         assert new_ids == (ids if len(ids) == 40 else [*ids, stop])
     width = max(map(len, prompts))
     padded = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
@@ -163,7 +187,9 @@ def test_rows_that_are_no_tokens_are_never_sampled(tmp_path) -> None:
     hf.export(saved_model(tmp_path, ours, tokenizer), tmp_path / "out")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float64)
     assert theirs.config.vocab_size == len(theirs.transformer.wte.weight) == 257
-    new_ids = theirs.generate(torch.tensor([prompt]), max_new_tokens=40, eos_token_id=None)[0, 9:].tolist()
+    new_ids = theirs.generate(torch.tensor([prompt]), max_new_tokens=40, eos_token_id=None)[
+        0, 9:
+    ].tolist()
     assert new_ids == ours.generate([prompt], 40)[0]
 
 
@@ -185,11 +211,19 @@ def test_the_vocabulary_grows_at_the_mean(tmp_path, gpt2_folder) -> None:
     config = sft.Config(init=str(gpt2_folder))
     model, tokenizer, base = sft.start_model(config)
     old = load_file(gpt2_folder / "model.safetensors")["transformer.wte.weight"]
-    assert (model.config.vocab_size, model.config.n_vocab, tokenizer.n_vocab) == (50304, 50259, 50259)
+    assert (model.config.vocab_size, model.config.n_vocab, tokenizer.n_vocab) == (
+        50304,
+        50259,
+        50259,
+    )
     wanted = torch.cat([old, old.mean(0).expand(47, -1)])
     wanted[50258] = old[50256]
     assert torch.equal(model.tok_emb.weight, wanted)
-    assert (config.template, base["template"], tokenizer.special("<|im_end|>")) == ("chatml", None, 50258)
+    assert (config.template, base["template"], tokenizer.special("<|im_end|>")) == (
+        "chatml",
+        None,
+        50258,
+    )
 
 
 # What else may come in
@@ -215,7 +249,10 @@ def test_older_layouts(tmp_path) -> None:
     tensors, path = load_file(tmp_path / "model.safetensors"), tmp_path / "model.safetensors"
     assert "wte.weight" in tensors
     wanted = hf.read_model(tmp_path).state_dict()
-    masks = {f"h.{i}.attn.bias": torch.ones(64, 64, dtype=torch.uint8).tril()[None, None] for i in range(2)}
+    masks = {
+        f"h.{i}.attn.bias": torch.ones(64, 64, dtype=torch.uint8).tril()[None, None]
+        for i in range(2)
+    }
     masks |= {f"h.{i}.attn.masked_bias": torch.tensor(-1e4) for i in range(2)}
     for more in (masks, {"lm_head.weight": tensors["wte.weight"].clone()}):
         save_file(tensors | more, path)
@@ -233,7 +270,9 @@ def test_other_number_formats(tmp_path, dtype) -> None:
     theirs.save_pretrained(tmp_path)
     state = hf.read_model(tmp_path).state_dict()
     assert torch.equal(state["tok_emb.weight"].to(dtype), theirs.transformer.wte.weight)
-    assert {tensor.dtype for tensor in state.values()} == {torch.float64 if dtype == torch.float64 else torch.float32}
+    assert {tensor.dtype for tensor in state.values()} == {
+        torch.float64 if dtype == torch.float64 else torch.float32
+    }
 
 
 @pytest.mark.parametrize(
@@ -282,7 +321,9 @@ def without(name: str):
     def change(data: bytes) -> bytes:
         header, body = header_of(data)
         tensors = {
-            n: (e, body[slice(*e["data_offsets"])]) for n, e in header.items() if n not in (name, "__metadata__")
+            n: (e, body[slice(*e["data_offsets"])])
+            for n, e in header.items()
+            if n not in (name, "__metadata__")
         }
         header, body = {}, b""
         for n, (entry, content) in tensors.items():
@@ -304,7 +345,10 @@ def without(name: str):
         (lambda data: data + b"x", "not a whole safetensors file"),
         (lambda data: b"<html>" + data, "not a whole safetensors file"),
         (lambda data: b"\x80\x04K\x01." * 10, "not a whole safetensors file"),  # a pickle
-        (lambda data: b"\xff" * 8 + data[8:], "not a whole safetensors file"),  # a header of 2**64 - 1 bytes
+        (
+            lambda data: b"\xff" * 8 + data[8:],
+            "not a whole safetensors file",
+        ),  # a header of 2**64 - 1 bytes
         (lambda data: with_header(b"[" * 50_000, b""), "not a whole safetensors file"),
         (lambda data: with_header({}, b""), "0 layers; config.json says 2"),
         (lambda data: with_header([], b""), "not a whole safetensors file"),
@@ -314,12 +358,27 @@ def without(name: str):
         (changed(data_offsets=[0, 2**63]), "not a whole safetensors file"),
         (changed(data_offsets=[-4, 4]), "not a whole safetensors file"),
         (changed(dtype="F128"), "not a whole safetensors file"),
-        (changed(dtype="I32"), "'wte.weight' is torch.int32; a model of this config.json has (257, 32)"),
-        (changed(shape=[32, 257]), "'wte.weight' is (32, 257); a model of this config.json has (257, 32)"),
-        (changed(shape=[257 * 32]), "'wte.weight' is (8224,); a model of this config.json has (257, 32)"),
-        (changed("transformer.h.0.attn.c_attn.weight", shape=[96, 32]), "'h.0.attn.c_attn.weight' is (96, 32)"),
+        (
+            changed(dtype="I32"),
+            "'wte.weight' is torch.int32; a model of this config.json has (257, 32)",
+        ),
+        (
+            changed(shape=[32, 257]),
+            "'wte.weight' is (32, 257); a model of this config.json has (257, 32)",
+        ),
+        (
+            changed(shape=[257 * 32]),
+            "'wte.weight' is (8224,); a model of this config.json has (257, 32)",
+        ),
+        (
+            changed("transformer.h.0.attn.c_attn.weight", shape=[96, 32]),
+            "'h.0.attn.c_attn.weight' is (96, 32)",
+        ),
         (changed("more", dtype="F32", shape=[0], data_offsets=[0, 0]), "'more' is (0,)"),
-        (without("transformer.ln_f.bias"), "'ln_f.bias' is missing; a model of this config.json has (32,)"),
+        (
+            without("transformer.ln_f.bias"),
+            "'ln_f.bias' is missing; a model of this config.json has (32,)",
+        ),
         (without("transformer.wte.weight"), "'wte.weight' is missing"),
         (without("transformer.h.1.ln_1.weight"), "1 layers; config.json says 2"),
     ],
@@ -331,7 +390,12 @@ def test_damaged_and_hostile_weights_are_refused(tmp_path, capsys, damage, reaso
     capsys.readouterr()
     assert sft.main(["--init", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert reason in error and f"error: {path}" in error and error.count("\n") == 1 and len(error) < 500
+    assert (
+        reason in error
+        and f"error: {path}" in error
+        and error.count("\n") == 1
+        and len(error) < 500
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -393,11 +457,16 @@ def test_a_tokenizer_that_does_not_fit(tmp_path, monkeypatch) -> None:
     their_model((250, 64, 2, 4, 32)).save_pretrained(tmp_path / "few")
     hf.export(make_base(tmp_path / "base.pt"), tmp_path / "base")
     shutil.copy(tmp_path / "base" / "tokenizer.json", tmp_path / "few")
-    with pytest.raises(ValueError, match="250 rows in the model's vocabulary, 257 tokens in its tokenizer.json"):
+    with pytest.raises(
+        ValueError, match="250 rows in the model's vocabulary, 257 tokens in its tokenizer.json"
+    ):
         hf.load_gpt2(tmp_path / "few")
     monkeypatch.setattr(Tokenizer, "gpt2", byte_tokenizer)
     their_model((258, 64, 2, 4, 32)).save_pretrained(tmp_path / "alone")
-    with pytest.raises(ValueError, match="258 rows .* 257 tokens in GPT-2's tokenizer, and there is no tokenizer.json"):
+    with pytest.raises(
+        ValueError,
+        match="258 rows .* 257 tokens in GPT-2's tokenizer, and there is no tokenizer.json",
+    ):
         hf.load_gpt2(tmp_path / "alone")
 
 
@@ -410,7 +479,9 @@ def gpt2_folder(tmp_path, monkeypatch) -> Path:
     one of as many tokens, of one byte or two."""
     ranks = {bytes([byte]): byte for byte in range(256)}
     ranks |= {bytes(divmod(i, 256)): 256 + i for i in range(50_000)}
-    monkeypatch.setattr(Tokenizer, "gpt2", lambda: Tokenizer(ranks, {END_OF_TEXT: 50256}, GPT2_SPLIT))
+    monkeypatch.setattr(
+        Tokenizer, "gpt2", lambda: Tokenizer(ranks, {END_OF_TEXT: 50256}, GPT2_SPLIT)
+    )
     their_model(SIZES[2]).save_pretrained(tmp_path / "gpt2-like")
     return tmp_path / "gpt2-like"
 
@@ -471,7 +542,9 @@ def test_two_processes_download_at_once(tmp_path, gpt2_folder, downloads, monkey
     assert [path.name for path in (tmp_path / "hub").iterdir()] == ["gpt2"]
 
 
-def test_a_tuned_published_model_goes_all_the_way(tmp_path, gpt2_folder, downloads, monkeypatch, capsys) -> None:
+def test_a_tuned_published_model_goes_all_the_way(
+    tmp_path, gpt2_folder, downloads, monkeypatch, capsys
+) -> None:
     """sft.py --init gpt2, export, and back: rows grown and padded here, as many as tokens there."""
     monkeypatch.chdir(tmp_path)
     Path("data.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 60)
@@ -491,15 +564,26 @@ def test_a_tuned_published_model_goes_all_the_way(tmp_path, gpt2_folder, downloa
     assert chat.main(["run", *talk]) == 0
     answer = capsys.readouterr().out
     assert chat.main(["out", *talk]) == 0 and capsys.readouterr().out == answer
-    assert chat.main(["out", *talk, "--base"]) == 2 and "leave --base out" in capsys.readouterr().err
-    for folder, wanted in (("by-name", "openai-community/gpt2"), ("by-folder", str(tmp_path / "gpt2"))):
+    assert (
+        chat.main(["out", *talk, "--base"]) == 2 and "leave --base out" in capsys.readouterr().err
+    )
+    for folder, wanted in (
+        ("by-name", "openai-community/gpt2"),
+        ("by-folder", str(tmp_path / "gpt2")),
+    ):
         hf.export_adapter("run", folder)
-        assert json.loads(Path(folder, "adapter_config.json").read_text())["base_model_name_or_path"] == wanted
+        assert (
+            json.loads(Path(folder, "adapter_config.json").read_text())["base_model_name_or_path"]
+            == wanted
+        )
         if folder == "by-name":  # the name is now that of a folder, which is found first
             shutil.copytree(gpt2_folder, "gpt2")
     theirs, ids = AutoModelForCausalLM.from_pretrained("out"), random_ids(50259, 1, 9)
     with torch.no_grad():
-        assert len(theirs.transformer.wte.weight) == 50259 and theirs.generation_config.eos_token_id == 50258
+        assert (
+            len(theirs.transformer.wte.weight) == 50259
+            and theirs.generation_config.eos_token_id == 50258
+        )
         wanted = model(ids)[..., :50259]
         assert (theirs(ids).logits - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 
