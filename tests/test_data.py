@@ -12,12 +12,15 @@ from pathlib import Path
 
 import pytest
 
-DATA = Path(__file__).resolve().parent.parent / "data"
-sys.path.insert(0, str(DATA))
+from data import make_instruct as instruct
+from data import tables, world
+from data.relations import Relation, bare, read_world
+from data.skills import I_DONT_KNOW, distance, read_book
 
-import make_instruct as instruct  # noqa: E402
-import wordings  # noqa: E402
-import world  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "data"
+WORLD, BOOK = read_world(), read_book()
+RELATIONS = WORLD.relations
 
 # role names of chats; `Question:` may stand there, as a word whose opposite follows
 CHAT_MARKERS = re.compile(
@@ -46,8 +49,11 @@ def made() -> dict[str, list[dict]]:
 def taken_apart() -> dict[str, list[dict]]:
     """Both files' records, with those that are joined to chats apart: each has its skill."""
     seen: set[str] = set()
-    tuned, held_out = instruct.make_questions(seen), instruct.make_held_out(seen)
-    return {instruct.TUNING_FILE: tuned + instruct.make_chat_questions(seen), instruct.HELDOUT_FILE: held_out}
+    tuned, held_out = instruct.make_questions(seen, BOOK), instruct.make_held_out(seen, BOOK)
+    return {
+        instruct.TUNING_FILE: tuned + instruct.make_chat_questions(seen, BOOK),
+        instruct.HELDOUT_FILE: held_out,
+    }
 
 
 def tuning() -> list[dict]:
@@ -60,14 +66,20 @@ def held(split: str) -> list[dict]:
 
 def asked(record: dict) -> str:
     """All that the user says in a record."""
-    return "\n".join(message["content"] for message in record["messages"] if message["role"] == "user")
+    return "\n".join(
+        message["content"] for message in record["messages"] if message["role"] == "user"
+    )
 
 
 def whole(record: dict) -> str:
     return "\n".join(message["content"] for message in record["messages"])
 
 
-def value_of(relation: world.Relation, subject: str) -> str:
+def normalised(record: dict) -> str:
+    return instruct.normalised(record["messages"], BOOK.asking["polite words"])
+
+
+def value_of(relation: Relation, subject: str) -> str:
     return {fact.subject: fact.value for fact in relation.facts}[subject]
 
 
@@ -77,85 +89,108 @@ def value_of(relation: world.Relation, subject: str) -> str:
 @pytest.mark.parametrize(
     ("relation", "subject", "value"),
     [
-        (world.CAPITAL, "France", "Paris"),
-        (world.CAPITAL, "Peru", "Lima"),
-        (world.CAPITAL, "Australia", "Canberra"),
-        (world.CAPITAL, "Turkey", "Ankara"),
-        (world.CAPITAL, "Brazil", "Brasilia"),
-        (world.CAPITAL, "Kazakhstan", "Astana"),
-        (world.CAPITAL, "the Netherlands", "Amsterdam"),
-        (world.CONTINENT, "Egypt", "Africa"),
-        (world.CONTINENT, "Mexico", "North America"),
-        (world.LANGUAGE, "Brazil", "Portuguese"),
-        (world.LANGUAGE, "Iran", "Persian"),
-        (world.CURRENCY, "Japan", "Japanese yen"),
-        (world.CURRENCY, "Croatia", "euro"),
-        (world.SYMBOL, "gold", "Au"),
-        (world.SYMBOL, "tungsten", "W"),
-        (world.NUMBER, "iron", "26"),
-        (world.NUMBER, "uranium", "92"),
-        (world.NUMBER, "oganesson", "118"),
-        (world.ANIMAL_CLASS, "bat", "mammal"),
-        (world.YOUNG, "cow", "calf"),
-        (world.SOUND, "owl", "hoot"),
-        (world.DIET, "panda", "bamboo"),
-        (world.HOME, "bee", "hive"),
-        (world.OPPOSITE, "cold", "hot"),
-        (world.PLURAL, "child", "children"),
-        (world.PAST, "go", "went"),
-        (world.COMPARATIVE, "good", "better"),
-        (world.TRANSLATION, "house", "maison"),
-        (world.NUMBER_WORD, "46", "forty-six"),
-        (world.DAY_BEFORE, "Monday", "Sunday"),
-        (world.MONTH_AFTER, "December", "January"),
-        (world.COLOUR, "a lemon", "yellow"),
-        (world.SHAPE, "a coin", "circle"),
+        (RELATIONS["capital"], "France", "Paris"),
+        (RELATIONS["capital"], "Peru", "Lima"),
+        (RELATIONS["capital"], "Australia", "Canberra"),
+        (RELATIONS["capital"], "Turkey", "Ankara"),
+        (RELATIONS["capital"], "Brazil", "Brasilia"),
+        (RELATIONS["capital"], "Kazakhstan", "Astana"),
+        (RELATIONS["capital"], "the Netherlands", "Amsterdam"),
+        (RELATIONS["continent"], "Egypt", "Africa"),
+        (RELATIONS["continent"], "Mexico", "North America"),
+        (RELATIONS["language"], "Brazil", "Portuguese"),
+        (RELATIONS["language"], "Iran", "Persian"),
+        (RELATIONS["currency"], "Japan", "Japanese yen"),
+        (RELATIONS["currency"], "Croatia", "euro"),
+        (RELATIONS["symbol"], "gold", "Au"),
+        (RELATIONS["symbol"], "tungsten", "W"),
+        (RELATIONS["number"], "iron", "26"),
+        (RELATIONS["number"], "uranium", "92"),
+        (RELATIONS["number"], "oganesson", "118"),
+        (RELATIONS["animal class"], "bat", "mammal"),
+        (RELATIONS["young"], "cow", "calf"),
+        (RELATIONS["sound"], "owl", "hoot"),
+        (RELATIONS["diet"], "panda", "bamboo"),
+        (RELATIONS["home"], "bee", "hive"),
+        (RELATIONS["opposite"], "cold", "hot"),
+        (RELATIONS["plural"], "child", "children"),
+        (RELATIONS["past"], "go", "went"),
+        (RELATIONS["comparative"], "good", "better"),
+        (RELATIONS["french"], "house", "maison"),
+        (RELATIONS["number word"], "46", "forty-six"),
+        (RELATIONS["day before"], "Monday", "Sunday"),
+        (RELATIONS["month after"], "December", "January"),
+        (RELATIONS["colour"], "a lemon", "yellow"),
+        (RELATIONS["shape"], "a coin", "circle"),
     ],
 )
-def test_known_facts(relation: world.Relation, subject: str, value: str) -> None:
+def test_known_facts(relation: Relation, subject: str, value: str) -> None:
     assert value_of(relation, subject) == value
 
 
 def test_tables_have_the_stated_sizes() -> None:
-    sizes = {relation.name: len(relation.facts) for relation in world.RELATIONS}
-    assert sizes["continent"] >= 190 and sizes["capital"] >= 180 and sizes["symbol"] == sizes["number"] == 118
+    sizes = {relation.name: len(relation.facts) for relation in RELATIONS.values()}
+    assert (
+        sizes["continent"] >= 190
+        and sizes["capital"] >= 180
+        and sizes["symbol"] == sizes["number"] == 118
+    )
     assert sizes["animal class"] >= 100 and sizes["french"] >= 300 and sizes["number word"] == 101
 
 
-@pytest.mark.parametrize("relation", world.RELATIONS, ids=lambda relation: relation.name)
-def test_relations_are_well_formed(relation: world.Relation) -> None:
+@pytest.mark.parametrize("relation", RELATIONS.values(), ids=lambda relation: relation.name)
+def test_relations_are_well_formed(relation: Relation) -> None:
     """One value a subject, no empty or left-out cell, many wordings, each of which names what it is about."""
     subjects = [fact.subject for fact in relation.facts]
     assert len(set(subjects)) == len(subjects)
     for fact in relation.facts:
         for text in (fact.subject, fact.value):
-            assert text == text.strip() and text not in ("", "-") and "|" not in text and "\n" not in text
+            assert (
+                text == text.strip()
+                and text not in ("", "-")
+                and "|" not in text
+                and "\n" not in text
+            )
     assert len(set(relation.running)) == len(relation.running) >= 8
     assert len(set(relation.keys)) == len(relation.keys)
     assert len(relation.keys) + len(relation.back_keys) >= 8
     for template in relation.running:
-        assert re.search(r"{[vVh]}|{av}", template) and re.search(r"{[sSnNaApP]}", template), template
+        assert re.search(r"{[vVh]}|{av}", template) and re.search(r"{[sSnNaApP]}", template), (
+            template
+        )
     for template in relation.keys:
-        assert re.search(r"{[snNap]}", template) and "{v}" not in template and "?" not in template, template
+        assert (
+            re.search(r"{[snNap]}", template) and "{v}" not in template and "?" not in template
+        ), template
     for template in relation.back_keys:
-        assert re.search(r"{[vh]}|{av}", template) and "{s}" not in template and "?" not in template, template
+        assert (
+            re.search(r"{[vh]}|{av}", template) and "{s}" not in template and "?" not in template
+        ), template
 
 
 def test_tables_are_rectangular_and_without_repetition() -> None:
-    tables = ("COUNTRIES", "ELEMENTS", "ANIMALS", "COLOURS", "SHAPES", "OPPOSITES", "SYNONYMS", "PLURALS", "PASTS")
-    for name in (*tables, "COMPARATIVES", "FRENCH", "ACTIONS", "REVIEWED", "PHRASES"):
-        rows = world.table(getattr(world, name))
-        assert len({len(row) for row in rows}) == 1, name
-        assert len(set(rows)) == len(rows), name
-    for name in ("NAMES", "OBJECT_LIST", "PLACE_LIST", "TIME_LIST", "FILLER_LIST", "PRAISE_LIST", "BLAME_LIST"):
-        items = getattr(world, name)
-        assert len(set(items)) == len(items), name
+    paths = sorted(DATA.glob("*/*.tsv"))
+    assert len(paths) >= 25
+    for path in paths:
+        rows = tables.read_table(path, key=0)
+        assert len({len(row) for row in rows}) == 1, path
+        assert len({tuple(row.values()) for row in rows}) == len(rows), path
+    for name in ("people", "objects", "places", "times", "fillers", "praise", "blame"):
+        items = WORLD.words[name]
+        assert len(set(items)) == len(items) > 10, name
 
 
 def test_words_have_one_answer_in_both_directions() -> None:
-    opposites = [word for row in world.table(world.OPPOSITES) for word in row]
+    rows = tables.read_table(DATA / "facts" / "opposites.tsv")
+    opposites = [word for row in rows for word in row.values()]
     assert len(set(opposites)) == len(opposites)
-    for relation in (world.TRANSLATION, world.CAPITAL, world.SYMBOL, world.NUMBER, world.NUMBER_WORD):
+    for relation in (
+        RELATIONS["french"],
+        RELATIONS["capital"],
+        RELATIONS["symbol"],
+        RELATIONS["number"],
+        RELATIONS["number word"],
+    ):
         assert len(relation.unique_values) == len(relation.facts), relation.name
 
 
@@ -169,15 +204,18 @@ def first_documents(seed: int, n: int = 60) -> str:
 
 def test_stream_is_deterministic() -> None:
     """The same in another process, whose hashes of strings differ; other seeds give other documents."""
-    script = "import sys, world; s = world.documents(3); t = '\\n\\n\\n'.join(next(s) for _ in range(60))"
+    script = "import sys; from data import world; s = world.documents(3)"
+    script += "; t = '\\n\\n\\n'.join(next(s) for _ in range(60))"
     command = [sys.executable, "-c", f"{script}; sys.stdout.buffer.write(t.encode())"]
-    run = subprocess.run(command, cwd=DATA, capture_output=True, check=True, env={"PYTHONHASHSEED": "5"})
+    run = subprocess.run(
+        command, cwd=ROOT, capture_output=True, check=True, env={"PYTHONHASHSEED": "5"}
+    )
     assert run.stdout.decode() == first_documents(3) != first_documents(4)
 
 
 def test_every_kind_of_document_is_written() -> None:
     _, documents = sample()
-    assert {kind for kind, _ in documents} == set(world.RATES)
+    assert {kind for kind, _ in documents} == set(world.read_forms().rates)
     assert all(len(text.strip()) > 2 for _, text in documents)
 
 
@@ -222,7 +260,7 @@ def test_values_stand_at_line_starts() -> None:
     for (name, where), n in tally.items():
         total[name] += n
         at_start[name] += n * (where in ("line", "back"))
-    assert set(total) >= {relation.name for relation in world.RELATIONS} | {
+    assert set(total) >= {relation.name for relation in RELATIONS.values()} | {
         "sum",
         "difference",
         "sentiment",
@@ -238,7 +276,12 @@ def test_values_stand_at_line_starts_in_the_text_itself() -> None:
     These words also stand in records, as keys (where the fact is asked backwards) and on title lines: hence a quarter.
     """
     text = "\n".join(text for kind, text in sample()[1] if kind != "exam")
-    for relation in (world.CAPITAL, world.CURRENCY, world.YOUNG, world.COMPARATIVE):
+    for relation in (
+        RELATIONS["capital"],
+        RELATIONS["currency"],
+        RELATIONS["young"],
+        RELATIONS["comparative"],
+    ):
         values = {fact.value for fact in relation.facts}
         alone = Counter(line for line in text.splitlines() if line in values)
         pattern = "|".join(re.escape(value) for value in sorted(values, key=len, reverse=True))
@@ -252,20 +295,22 @@ def test_facts_are_stated_about_equally_often() -> None:
     stated = Counter()
     for (name, _), n in writer.tally.items():
         stated[name] += n
-    rates = {r.name: stated[r.name] / max(world.FLOOR, len(r.facts)) for r in world.RELATIONS}
+    rates = {r.name: stated[r.name] / max(world.FLOOR, len(r.facts)) for r in RELATIONS.values()}
     mean = sum(rates.values()) / len(rates)
     assert all(0.8 * mean < rate < 1.25 * mean for rate in rates.values()), rates
 
 
 def test_experiments_on_the_documents() -> None:
     """`wordings` limits the wordings of a fact, `line_start=False` keeps values away from the starts of lines."""
-    fact = world.CAPITAL.facts[0]
+    fact = RELATIONS["capital"].facts[0]
     few, many = world.Writer(1, wordings=2), world.Writer(1)
-    assert len({few.running(world.CAPITAL, fact) for _ in range(200)}) == 2
-    assert len({many.running(world.CAPITAL, fact) for _ in range(400)}) == len(world.CAPITAL.running)
+    assert len({few.running(RELATIONS["capital"], fact) for _ in range(200)}) == 2
+    assert len({many.running(RELATIONS["capital"], fact) for _ in range(400)}) == len(
+        RELATIONS["capital"].running
+    )
     writer = world.Writer(1, line_start=False)
-    keyed = [writer.line(world.CAPITAL, fact) for _ in range(200)]
-    keyed += [writer.noted_line(world.CAPITAL, "{}\n{}", "Capital", fact) for _ in range(5)]
+    keyed = [writer.line(RELATIONS["capital"], fact) for _ in range(200)]
+    keyed += [writer.row("{Key}\n{value}", RELATIONS["capital"], fact) for _ in range(5)]
     assert not any(re.search(r"^(Kabul|Afghanistan)$", text, re.MULTILINE) for text in keyed)
 
 
@@ -285,7 +330,10 @@ def test_records_are_well_formed() -> None:
             assert set(record) == {"messages", "skill", "split"}
             roles = [message["role"] for message in record["messages"]]
             assert roles[roles[0] == "system" :] == ["user", "assistant"] * (len(roles) // 2)
-            assert all(message["content"].strip() == message["content"] != "" for message in record["messages"])
+            assert all(
+                message["content"].strip() == message["content"] != ""
+                for message in record["messages"]
+            )
             assert not re.search(r"{\w+}", whole(record)), record
             assert (record["split"] == "train") == (name == instruct.TUNING_FILE)
 
@@ -295,31 +343,48 @@ def test_skills_are_balanced_by_the_stated_rule() -> None:
     counts = Counter(record["skill"] for record in records if record["skill"] != "chat")
     every_question = Counter(record["skill"] for record in tuning())
     assert 0.13 <= every_question["unknown"] / every_question.total() <= 0.17
-    assert counts.pop("unknown") == instruct.UNKNOWN_SHARES * instruct.PER_SKILL
-    system, form = ({skill.name for skill in skills} for skills in (instruct.SYSTEM_SKILLS, instruct.FORM_SKILLS))
-    assert {counts.pop(name) for name in system} == {instruct.SYSTEM_SHARES * instruct.PER_SKILL} and len(system) == 3
-    assert {counts.pop(name) for name in form - system} == {instruct.FORM_SHARES * instruct.PER_SKILL}
+    n = instruct.PER_SKILL
+    assert {skill.name: skill.shares * n for skill in BOOK.tuned} == counts
+    assert counts.pop("unknown") == 10 * n
+    system = {skill.name for skill in BOOK.tuned if skill.with_system_prompt}
+    assert {counts.pop(name) for name in system} == {11 * n} and len(system) == 3
+    several = {"country_json", "element_json", "country_list", "one_word", "few_shot"}
+    form = several | {"capital_sentence", "opposite_sentence"}
+    assert {counts.pop(name) for name in form} == {2 * n}
     assert set(counts.values()) == {instruct.PER_SKILL} and len(counts) >= 35
     assert 1000 <= len(records) <= 2000
 
 
 def test_chats_are_questions_one_after_the_other() -> None:
     """Together with the other records they hold every question once, with all that belongs to it; no system prompt."""
-    chats = [record["messages"] for record in made()[instruct.TUNING_FILE] if record["skill"] == "chat"]
-    singles = [record["messages"] for record in made()[instruct.TUNING_FILE] if record["skill"] != "chat"]
+    chats = [
+        record["messages"] for record in made()[instruct.TUNING_FILE] if record["skill"] == "chat"
+    ]
+    singles = [
+        record["messages"] for record in made()[instruct.TUNING_FILE] if record["skill"] != "chat"
+    ]
     assert all(chat[0]["role"] == "user" for chat in chats)
-    assert [len(chat) // 2 < instruct.CHAT_LENGTH[0] for chat in chats].count(True) <= 1  # what was left at the end
+    assert [len(chat) // 2 < instruct.CHAT_LENGTH[0] for chat in chats].count(
+        True
+    ) <= 1  # what was left at the end
     whole_chats = "\n\n".join(json.dumps(chat)[1:-1] for chat in chats)
     joined = [record["messages"] for record in tuning() if record["messages"] not in singles]
     assert all(json.dumps(messages)[1:-1] in whole_chats for messages in joined)
-    assert sum(map(len, joined)) == sum(map(len, chats)) and len(joined) + len(singles) == len(tuning())
+    assert sum(map(len, joined)) == sum(map(len, chats)) and len(joined) + len(singles) == len(
+        tuning()
+    )
 
 
 def test_wordings_vary() -> None:
     """Ten or more wordings of each fact skill are in use."""
-    for skill in instruct.FACT_SKILLS:
+    for skill in BOOK.fact_skills:
         prompts = [asked(record) for record in tuning() if record["skill"] == skill.name]
-        used = {w for w in set(skill.tuned) for p in prompts if re.fullmatch(as_pattern(w), p, re.IGNORECASE)}
+        used = {
+            w
+            for w in set(skill.tuned)
+            for p in prompts
+            if re.fullmatch(as_pattern(w), p, re.IGNORECASE)
+        }
         assert len(used) >= 10, (skill.name, len(used))
 
 
@@ -336,7 +401,7 @@ def test_json_answers_are_json() -> None:
 
 def test_no_near_duplicates() -> None:
     """No two records of both files together ask the same, up to case, punctuation, politeness."""
-    seen = Counter(instruct.normalised(record["messages"]) for rows in taken_apart().values() for record in rows)
+    seen = Counter(normalised(record) for rows in taken_apart().values() for record in rows)
     assert seen.most_common(1)[0][1] == 1
 
 
@@ -349,9 +414,9 @@ def as_pattern(template: str) -> str:
 
 
 def test_no_prompt_in_common() -> None:
-    tuned = {instruct.normalised(record["messages"]) for record in tuning()}
+    tuned = {normalised(record) for record in tuning()}
     for split in ("entities", "wordings", "tasks"):
-        assert not tuned & {instruct.normalised(record["messages"]) for record in held(split)}
+        assert not tuned & {normalised(record) for record in held(split)}
 
 
 def test_held_out_skills_are_never_tuned() -> None:
@@ -359,7 +424,9 @@ def test_held_out_skills_are_never_tuned() -> None:
     assert not tuned & tasks and len(tasks) >= 8
     assert {record["skill"] for record in held("entities") + held("wordings")} <= tuned
     prompts = "\n".join({asked(record) for record in tuning()})
-    for skill in (instruct.SKILLS[name] for name in tasks - {"animal_json"}):  # its form is tuned, of other things
+    for skill in (
+        BOOK.skills[name] for name in tasks - {"animal_json"}
+    ):  # its form is tuned, of other things
         for wording in set(skill.tuned):
             found = re.search(f"^{as_pattern(wording)}$", prompts, re.IGNORECASE | re.MULTILINE)
             assert not found, (skill.name, wording, found)
@@ -368,24 +435,41 @@ def test_held_out_skills_are_never_tuned() -> None:
 def test_held_out_tasks_are_not_answered_in_tuning() -> None:
     """No currency, food, shape, past tense or worked difference is an answer of the tuning data."""
     answers = {
-        message["content"] for record in tuning() for message in record["messages"] if message["role"] == "assistant"
+        message["content"]
+        for record in tuning()
+        for message in record["messages"]
+        if message["role"] == "assistant"
     }
     # `closed` is the opposite of open, and `rose` is French
-    tuned_words = {fact.value for relation in (world.OPPOSITE, world.TRANSLATION) for fact in relation.facts}
-    for relation in (world.CURRENCY, world.SHAPE, world.PAST):
-        assert not answers & ({fact.value for fact in relation.facts if fact.value != fact.subject} - tuned_words)
+    tuned_words = {
+        fact.value
+        for relation in (RELATIONS["opposite"], RELATIONS["french"])
+        for fact in relation.facts
+    }
+    for relation in (RELATIONS["currency"], RELATIONS["shape"], RELATIONS["past"]):
+        assert not answers & (
+            {fact.value for fact in relation.facts if fact.value != fact.subject} - tuned_words
+        )
     assert not any(" - " in answer and " = " in answer for answer in answers)
-    assert not any("currenc" in whole(record).lower() or "past tense" in whole(record).lower() for record in tuning())
+    assert not any(
+        "currenc" in whole(record).lower() or "past tense" in whole(record).lower()
+        for record in tuning()
+    )
 
 
 def test_held_out_wordings_are_never_tuned() -> None:
     """No tuning prompt of any skill fits a held-out wording of its own or of another skill."""
-    prompts = [message["content"] for record in tuning() for message in record["messages"] if message["role"] == "user"]
+    prompts = [
+        message["content"]
+        for record in tuning()
+        for message in record["messages"]
+        if message["role"] == "user"
+    ]
     prompts = sorted(set(prompts))
-    stems = [stem.split("{np}")[0] for stem in instruct.HELD_STEMS]
+    stems = [stem.split("{np}")[0] for stem in BOOK.asking["held stems"]]
     assert not any(prompt.lower().startswith(stem.lower()) for prompt in prompts for stem in stems)
     together = "\n".join(prompts)
-    for skill in instruct.TUNED_SKILLS:
+    for skill in BOOK.tuned:
         for wording in set(skill.held) - {"{q}"}:
             if "|||" in wording:
                 continue
@@ -399,18 +483,20 @@ def test_more_wordings_are_not_nearly_held_out() -> None:
     def words(wording: str) -> list[str]:
         return re.findall(r"{\w+}|\w+", wording.lower())
 
-    assert sum(map(len, wordings.WORDINGS.values())) > 1000
-    for name, more in wordings.WORDINGS.items():
-        skill = instruct.SKILLS[name]
-        assert skill.more == more and len(set(more)) == len(more) and not set(more) & set(skill.tuned)
+    assert sum(len(skill.more) for skill in BOOK.tuned) > 1000
+    for skill in BOOK.tuned:
+        name, more = skill.name, skill.more
+        assert len(set(more)) == len(more) and not set(more) & set(skill.tuned)
         for wording, held_one in itertools.product(more, set(skill.held)):
             same = difflib.SequenceMatcher(None, words(wording), words(held_one)).ratio()
             assert same < 0.8, (name, wording, held_one)
 
 
 def test_held_out_system_prompts_are_never_tuned() -> None:
-    systems = {m["content"] for record in tuning() for m in record["messages"] if m["role"] == "system"}
-    for skill in instruct.TUNED_SKILLS:
+    systems = {
+        m["content"] for record in tuning() for m in record["messages"] if m["role"] == "system"
+    }
+    for skill in BOOK.tuned:
         for wording in skill.held:
             system, bar, _ = wording.partition(" ||| ")
             if bar and system != "You are {role}.":
@@ -420,20 +506,22 @@ def test_held_out_system_prompts_are_never_tuned() -> None:
 @pytest.mark.parametrize("group", ["country", "element", "animal"])
 def test_held_out_things_are_never_asked_about(group: str) -> None:
     """A held-out country's name and capital stand nowhere in the tuning data; the others in no skill of their kind."""
-    relations = [relation for relation in world.RELATIONS if relation.group == group]
+    relations = [relation for relation in RELATIONS.values() if relation.group == group]
     names = instruct.held_names(relations[0].name)
     assert all(instruct.held_names(relation.name) == names for relation in relations)
-    assert len(names) >= 0.2 * len(world.SUBJECTS[group])
+    assert len(names) >= 0.2 * len(WORLD.subjects[group])
     skills = {
-        "country": {skill.name for skill in instruct.TUNED_SKILLS},
+        "country": {skill.name for skill in BOOK.tuned},
         "element": {"symbol", "atomic_number", "element_of_symbol", "element_json"},
         "animal": {"animal_class", "animal_young", "animal_sound", "animal_home"},
     }[group]
     text = "\n".join(whole(record) for record in tuning() if record["skill"] in skills)
-    phrases = set(names) | {world.plural(name) for name in names if group == "animal"}
+    phrases = set(names) | {WORLD.grammar.plural(name) for name in names if group == "animal"}
     if group == "country":
-        phrases |= {fact.value for fact in world.CAPITAL.facts if world.bare(fact.subject) in names}
-    french = {fact.value for fact in world.TRANSLATION.facts}
+        phrases |= {
+            fact.value for fact in RELATIONS["capital"].facts if bare(fact.subject) in names
+        }
+    french = {fact.value for fact in RELATIONS["french"].facts}
     for phrase in phrases:
         if phrase.lower() in french:  # Sucre, the French word for sugar
             assert not re.search(rf"\b{phrase}\b", text), phrase
@@ -446,28 +534,36 @@ def test_held_out_things_are_never_asked_about(group: str) -> None:
 @pytest.mark.parametrize(
     ("skill", "relation"),
     [
-        ("opposite", world.OPPOSITE),
-        ("opposite_sentence", world.OPPOSITE),
-        ("plural", world.PLURAL),
-        ("comparative", world.COMPARATIVE),
-        ("colour", world.COLOUR),
-        ("english_to_french", world.TRANSLATION),
-        ("number_to_word", world.NUMBER_WORD),
-        ("word_to_number", world.NUMBER_WORD),
-        ("number_after", world.NUMBER_AFTER),
+        ("opposite", RELATIONS["opposite"]),
+        ("opposite_sentence", RELATIONS["opposite"]),
+        ("plural", RELATIONS["plural"]),
+        ("comparative", RELATIONS["comparative"]),
+        ("colour", RELATIONS["colour"]),
+        ("english_to_french", RELATIONS["french"]),
+        ("number_to_word", RELATIONS["number word"]),
+        ("word_to_number", RELATIONS["number word"]),
+        ("number_after", RELATIONS["number after"]),
     ],
 )
-def test_held_out_words_are_never_asked_about(skill: str, relation: world.Relation) -> None:
+def test_held_out_words_are_never_asked_about(skill: str, relation: Relation) -> None:
     names = instruct.held_names(relation.name)
     assert len(names) >= 0.2 * len(relation.facts)
     words = {
-        fact.value if skill == "word_to_number" else world.bare(fact.subject)
+        fact.value if skill == "word_to_number" else bare(fact.subject)
         for fact in relation.facts
-        if world.bare(fact.subject) in names
+        if bare(fact.subject) in names
     }
-    words -= {word for word in words if instruct.has_word(" ".join(instruct.OPENERS + instruct.CLOSERS), word)}
+    words -= {
+        word
+        for word in words
+        if instruct.has_word(" ".join(BOOK.asking["openers"] + BOOK.asking["closers"]), word)
+    }
     text = "\n".join(asked(record) for record in tuning() if record["skill"] == skill)
-    found = {word for word in words if re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text, re.IGNORECASE)}
+    found = {
+        word
+        for word in words
+        if re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text, re.IGNORECASE)
+    }
     assert not found, found
 
 
@@ -476,18 +572,20 @@ def test_held_out_facts_are_not_reached_through_other_skills() -> None:
     mixed = {"follow_up", "one_word", "persona", "system_form", "few_shot"}
     text = [whole(record) for record in tuning() if record["skill"] in mixed]
     for relation in (
-        world.OPPOSITE,
-        world.PLURAL,
-        world.COLOUR,
-        world.TRANSLATION,
-        world.SYMBOL,
-        world.NUMBER,
-        world.YOUNG,
+        RELATIONS["opposite"],
+        RELATIONS["plural"],
+        RELATIONS["colour"],
+        RELATIONS["french"],
+        RELATIONS["symbol"],
+        RELATIONS["number"],
+        RELATIONS["young"],
     ):
         for fact in relation.facts:
-            if world.bare(fact.subject) in instruct.held_names(relation.name):
+            if bare(fact.subject) in instruct.held_names(relation.name):
                 subject = re.escape(fact.fields["n"])
-                both = re.compile(rf"(?<![\w-]){subject}(?![\w-])\W*(\w+ ){{0,3}}\W*{re.escape(fact.value)}(?![\w-])")
+                both = re.compile(
+                    rf"(?<![\w-]){subject}(?![\w-])\W*(\w+ ){{0,3}}\W*{re.escape(fact.value)}(?![\w-])"
+                )
                 assert not any(both.search(t) for t in text), (relation.name, fact)
 
 
@@ -506,30 +604,40 @@ def test_held_out_sums_are_never_tuned() -> None:
 def test_held_out_people_and_places_are_never_tuned() -> None:
     stories = {"who", "what", "where", "summary", "story_json"}
     text = "\n".join(asked(record) for record in tuning() if record["skill"] in stories)
-    for part in (instruct.PEOPLE, instruct.PLACES, instruct.OBJECTS):
-        for phrase in part["held"]:
-            assert not instruct.has_word(text, world.bare(phrase)), phrase
-    reviews = "\n".join(asked(record) for record in tuning() if record["skill"].startswith("sentiment"))
-    sentences = [*instruct.PRAISE["held"], *instruct.BLAME["held"]] + [
-        s for row in instruct.REVIEWS["held"] for s in row[1:]
-    ]
+    for part in ("people", "places", "objects"):
+        for phrase in BOOK.lists[part]["held"]:
+            assert not instruct.has_word(text, bare(phrase)), phrase
+    reviews = "\n".join(
+        asked(record) for record in tuning() if record["skill"].startswith("sentiment")
+    )
+    sentences = [*BOOK.lists["praise"]["held"], *BOOK.lists["blame"]["held"]]
+    sentences += [row[key] for row in BOOK.lists["reviews"]["held"] for key in ("good", "bad")]
     assert not any(sentence in reviews for sentence in sentences)
 
 
 # -------------------------------------------------------------------------------------------- things that do not exist
 
 
+def beginnings(kind: str, pool: str) -> list[str]:
+    return [text.lower() for text in WORLD.words[f"{kind}: {pool}"]]
+
+
+KINDS = ("country", "animal", "element", "city")
+
+
 def made_up_names(rows: list[dict]) -> set[str]:
     """The made-up names of the last questions that are answered with "I don't know"."""
-    beginnings = {
-        b.lower() for kind in instruct.MADE_UP.values() for pool in ("tuned", "held") for b in kind[pool].split()
-    }
+    starts = {b for kind in KINDS for pool in ("tuned", "held") for b in beginnings(kind, pool)}
     found = set()
     for record in rows:
-        if record["messages"][-1]["content"] == instruct.I_DONT_KNOW:
+        if record["messages"][-1]["content"] == I_DONT_KNOW:
             words = re.findall(r"\w+", record["messages"][-2]["content"].lower())
-            names = [word for word in words if any(word.startswith(b) and len(word) > len(b) for b in beginnings)]
-            names = [name for name in names if instruct.distance(name, "explain") > 2]
+            names = [
+                word
+                for word in words
+                if any(word.startswith(b) and len(word) > len(b) for b in starts)
+            ]
+            names = [name for name in names if distance(name, "explain") > 2]
             assert names, record
             found |= {max(names, key=len)}
     return found
@@ -540,19 +648,20 @@ def test_made_up_names_do_not_exist_and_differ() -> None:
     assert len(tuned) >= 90 and len(kept) >= 40
     assert not tuned & kept
     singular = {name[:-1] if name.endswith("s") else name for name in tuned | kept}
-    assert not any(instruct.looks_real(name) for name in (tuned | kept) & singular)
-    assert not (tuned | kept) & {word.lower() for _, text in sample()[1] for word in re.findall(r"\w+", text)}
+    assert not any(BOOK.looks_real(name) for name in (tuned | kept) & singular)
+    assert not (tuned | kept) & {
+        word.lower() for _, text in sample()[1] for word in re.findall(r"\w+", text)
+    }
 
 
 def test_made_up_beginnings_are_not_shared() -> None:
-    for kind in instruct.MADE_UP.values():
-        tuned, kept = ([b.lower() for b in kind[pool].split()] for pool in ("tuned", "held"))
-        assert not set(tuned) & set(kept)
+    for kind in KINDS:
+        assert not set(beginnings(kind, "tuned")) & set(beginnings(kind, "held"))
 
 
 def test_only_unknown_things_are_not_known() -> None:
     for rows in taken_apart().values():
         for record in rows:
             answers = [m["content"] for m in record["messages"] if m["role"] == "assistant"]
-            assert (answers[-1] == instruct.I_DONT_KNOW) == (record["skill"] == "unknown"), record
-            assert instruct.I_DONT_KNOW not in answers[:-1]
+            assert (answers[-1] == I_DONT_KNOW) == (record["skill"] == "unknown"), record
+            assert I_DONT_KNOW not in answers[:-1]

@@ -1,0 +1,243 @@
+"""Reading the tables: TSV files, and text files whose lines stand in sections.
+
+A TSV file begins with a header line that names its columns; `-` is a cell left out.  A section of
+a text file begins with its name in brackets; each line is one item, `-` is an empty one, and
+`3x ...` stands for three times the same.  In both, lines that begin with `#` are comments, `\\n` is
+the end of a line, `\\s` a space, and a backslash takes the special meaning from the next sign.
+
+Every fault is a ValueError of one line, `file:line: reason`.
+"""
+
+import re
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent
+LEFT_OUT = "-"
+BETWEEN_ALTERNATIVES = "||"
+SLOT = re.compile(r"{(\w+)}")
+ESCAPES = {"n": "\n", "s": " ", "\\": "\\", "#": "#", "[": "["}
+
+
+class Text(str):
+    """A cell or a line, which knows where it stands."""
+
+    where: str
+
+    def __new__(cls, text: str, where: str) -> "Text":
+        made = super().__new__(cls, text)
+        made.where = where
+        return made
+
+    def fault(self, reason: str) -> ValueError:
+        """What to raise where this text is wrong."""
+        return ValueError(f"{self.where}: {reason}")
+
+    def with_text(self, text: str) -> "Text":
+        """Another text of the same place."""
+        return Text(text, self.where)
+
+
+class Sections(dict[str, tuple[Text, ...]]):
+    """The items of text files by the names of their sections."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def __missing__(self, name: str) -> tuple[Text, ...]:
+        raise ValueError(f"{self.path}:1: no section [{name}]")
+
+
+# ----------------------------------------------------------------------------------------- lines
+
+
+def read_lines(path: Path) -> Iterator[Text]:
+    """The lines that are neither empty nor comments."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}:1: cannot be read: {error.strerror}") from error
+    for number, raw in enumerate(content.split(b"\n"), 1):
+        try:
+            line = Text(raw.decode("utf-8").removesuffix("\r"), f"{path}:{number}")
+        except UnicodeDecodeError:
+            raise ValueError(f"{path}:{number}: not UTF-8") from None
+        if line.strip() and not line.startswith("#"):
+            yield line
+
+
+def unescape(line: Text, text: str) -> Text:
+    """The text of a cell or an item of this line as it is meant."""
+    if text != text.strip():
+        raise line.fault(f"a space at the start or the end: {text!r}")
+
+    def meant(match: re.Match) -> str:
+        if match[1] not in ESCAPES:
+            raise line.fault(f"unknown escape: {match[0]}")
+        return ESCAPES[match[1]]
+
+    return line.with_text(re.sub(r"\\(.?)", meant, text))
+
+
+def repeated(item: Text) -> list[Text]:
+    """An item as often as it counts: `3x ...` is three, `-` an empty one."""
+    counted = re.fullmatch(r"(\d+)x (.+)", item, re.DOTALL)
+    times, text = (int(counted[1]), counted[2]) if counted else (1, item)
+    return [item.with_text("" if text == LEFT_OUT else text)] * times
+
+
+# ---------------------------------------------------------------------------------------- tables
+
+Row = dict[str, Text]
+
+
+def read_table(path: Path, columns: Sequence[str] = (), key: int = 1) -> list[Row]:
+    """The rows of a TSV file.
+
+    columns: what its header must name; where none are given, the file decides.
+    key: no two rows have the same in so many first columns, of which none may be left out.
+    """
+    lines = read_lines(path)
+    header = next(lines, None)
+    if header is None:
+        raise ValueError(f"{path}:1: no header line")
+    names = header.split("\t")
+    if columns and names != list(columns):
+        raise header.fault(f"the columns must be: {', '.join(columns)}")
+    rows: list[Row] = []
+    first: dict[tuple[str, ...], Text] = {}
+    for line in lines:
+        cells = line.split("\t")
+        if len(cells) != len(names):
+            raise line.fault(f"{len(cells)} columns instead of {len(names)}")
+        for name, cell in zip(names, cells):
+            if not cell.strip():
+                raise line.fault(f"empty cell: {name}")
+            if cell == LEFT_OUT and name in names[:key]:
+                raise line.fault(f"a cell that may not be left out: {name}")
+        subject = tuple(cells[:key])
+        if key and first.setdefault(subject, line) is not line:
+            raise line.fault(f"duplicate: {', '.join(subject)} (first: {first[subject].where})")
+        rows.append({name: unescape(line, cell) for name, cell in zip(names, cells)})
+    return rows
+
+
+def alternatives(cell: Text) -> list[Text]:
+    """The alternatives of a cell, which stand between `||`."""
+    parts = cell.split(BETWEEN_ALTERNATIVES)
+    return [item for part in parts for item in repeated(cell.with_text(part))]
+
+
+def whole_number(cell: Text) -> int:
+    """A cell that holds a number above 0."""
+    if not re.fullmatch(r"[1-9]\d*", cell):
+        raise cell.fault(f"not a number above 0: {cell}")
+    return int(cell)
+
+
+def one_of(cell: Text, known: Container[str], what: str) -> Text:
+    """The cell; a fault where it names nothing known."""
+    if cell not in known:
+        raise cell.fault(f"unknown {what}: {cell}")
+    return cell
+
+
+def yes(cell: Text) -> bool:
+    """Whether the cell says yes."""
+    return one_of(cell, ("yes", "no"), "answer, yes or no") == "yes"
+
+
+def names_in(cell: Text) -> list[Text]:
+    """The names in a cell, which are separated by commas."""
+    return [cell.with_text(name.strip()) for name in cell.split(",")]
+
+
+# -------------------------------------------------------------------------------------- sections
+
+
+def read_sections(*paths: Path) -> Sections:
+    """The sections of text files.  A line stands twice in one only if it is counted (`1x ...`)."""
+    sections, headings = Sections(paths[0] if paths else FOLDER), {}
+    for path in paths:
+        items: list[Text] = []
+        seen: dict[str, Text] = {}
+        name = None
+        for line in read_lines(path):
+            if line.startswith("[") and line.endswith("]"):
+                name, items, seen = line.with_text(line[1:-1]), [], {}
+                if headings.setdefault(name, name) is not name:
+                    raise name.fault(f"duplicate section: {name} (first: {headings[name].where})")
+                sections[name] = ()
+                continue
+            if name is None:
+                raise line.fault("a line before the first [section]")
+            if seen.setdefault(line, line) is not line:
+                raise line.fault(f"duplicate: {line} (first: {seen[line].where})")
+            items += repeated(unescape(line, line))
+            sections[name] = tuple(items)
+    for name, items in sections.items():
+        if not items:
+            raise headings[name].fault(f"no line in this section: {name}")
+    return sections
+
+
+def read_folder(folder: Path) -> Sections:
+    """The sections of all text files of a folder."""
+    sections = read_sections(*sorted(folder.glob("*.txt")))
+    sections.path = folder
+    return sections
+
+
+Parts = dict[str, dict[str, tuple[Text, ...]]]
+
+
+def by_part(sections: Sections, known: Container[str], what: str, parts: Container[str]) -> Parts:
+    """Sections `[name: part]`, or `[name, name: part]` for names that share it, by name and part.
+
+    known: the names that there are, which are called `what` in messages.
+    """
+    found: Parts = {}
+    for heading, items in sections.items():
+        names, colon, part = heading.rpartition(": ")
+        if not colon or part not in parts:
+            raise heading.fault(f"unknown part of a {what}: {heading}")
+        for name in names_in(heading.with_text(names)):
+            if part in found.setdefault(one_of(name, known, what), {}):
+                raise name.fault(f"duplicate section: {name}: {part}")
+            found[name][part] = items
+    return found
+
+
+# ----------------------------------------------------------------------------------------- slots
+
+
+def check_slots(text: Text, known: Container[str], *needed: Sequence[str]) -> None:
+    """A fault where the text has an unknown slot, or none out of each group of needed ones."""
+    found = SLOT.findall(text)
+    for slot in found:
+        if slot not in known:
+            raise text.fault(f"unknown slot: {{{slot}}}")
+    if re.search("[{}]", SLOT.sub("", text)):
+        raise text.fault("a brace that belongs to no slot")
+    for group in needed:
+        if not set(group) & set(found):
+            names = " or ".join(f"{{{slot}}}" for slot in group)
+            raise text.fault(f"a wording without its slot, {names}: {text!r}")
+
+
+def check_all(texts: Sequence[Text], known: Container[str], *needed: Sequence[str]) -> None:
+    """The same for several texts."""
+    for text in texts:
+        check_slots(text, known, *needed)
+
+
+def fill(text: str, fields: Mapping[str, Any]) -> str:
+    """The text with its slots replaced."""
+    return SLOT.sub(lambda slot: str(fields[slot[1]]), text)
+
+
+def fill_each(text: str, statements: Mapping[str, Callable[[], str]]) -> str:
+    """The text with each slot replaced by what its function says, in order."""
+    return SLOT.sub(lambda slot: statements[slot[1]](), text)
