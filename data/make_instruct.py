@@ -224,7 +224,7 @@ def make_held_out(seen: set[str], book: Book, draw: int = 0) -> list[dict]:
 
     held = [record for skill in book.tuned if skill.entities for record in asked(skill, "entities")]
     for skill in book.tuned:
-        reworded = replace(skill, asks="unknown, reworded") if skill.name == "unknown" else skill
+        reworded = replace(skill, draws="unknown, reworded") if skill.name == "unknown" else skill
         held += asked(reworded, "wordings")
     return held + [record for skill in book.never_tuned for record in asked(skill, "tasks")]
 

@@ -7,24 +7,13 @@ numbers and their result.  `read_world(folder)` gives all of them.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 
-from data.tables import (
-    FOLDER,
-    LEFT_OUT,
-    Row,
-    Sections,
-    Text,
-    by_part,
-    check_all,
-    one_of,
-    read_folder,
-    read_table,
-    yes,
-)
+from data import tables
+from data.tables import FOLDER, LEFT_OUT, Items, Row, Text
 
 GROUPS = ("country", "element", "animal")  # a subject of these has facts of several relations
 SUBJECT_SLOTS = ("s", "S", "n", "N", "a", "A", "p", "P")
@@ -113,10 +102,8 @@ class Relation:
 
     json_keys: the columns of subject and value, which are their names in records.
     running: sentences; the value may stand anywhere, also first.
-    keys: noun phrases, or headings like `what lions eat`, after which the value stands on a line
-    of its own.
-    back_keys: the same from the value to the subject; used only where the value belongs to one
-    subject.
+    keys: noun phrases, or headings like `what lions eat`; the value stands on a line of its own.
+    back_keys: the same from value to subject; used only where the value belongs to one subject.
     exam: questions and tasks for exam sheets, which are never answered.
     both_ways: the second half of the facts are those of the first turned round.
     """
@@ -126,12 +113,12 @@ class Relation:
     title: str
     json_keys: tuple[str, str]
     facts: tuple[Fact, ...]
-    keys: tuple[Text, ...]
-    running: tuple[Text, ...]
-    exam: tuple[Text, ...]
-    back_keys: tuple[Text, ...] = ()
-    both_ways: bool = False
-    held_out: bool = True
+    running: Items
+    keys: Items
+    exam: Items
+    back_keys: Items
+    both_ways: bool
+    held_out: bool
 
     @cached_property
     def unique_values(self) -> frozenset[str]:
@@ -146,9 +133,9 @@ class Operation:
 
     name: str
     result: Callable[[int, int], int]
-    keys: tuple[Text, ...]
-    running: tuple[Text, ...]
-    exam: tuple[Text, ...]
+    running: Items
+    keys: Items
+    exam: Items
 
 
 RESULTS: dict[str, Callable[[int, int], int]] = {
@@ -161,123 +148,89 @@ RESULTS: dict[str, Callable[[int, int], int]] = {
 # ---------------------------------------------------------------------------------------- the world
 
 
-@dataclass(frozen=True)
 class World:
     """All that documents and questions are made of, from one folder of tables."""
 
-    relations: Mapping[str, Relation]
-    operations: Mapping[str, Operation]
-    words: Sections
-    grammar: Grammar
-    actions: list[Row]
-    reviewed: list[Row]
-    phrases: list[Row]
-    number_words: list[Text]
-
-    @cached_property
-    def subjects(self) -> dict[str, dict[str, list[tuple[Relation, Fact]]]]:
-        """All facts of each country, element and animal."""
-        found: dict[str, dict[str, list[tuple[Relation, Fact]]]] = {group: {} for group in GROUPS}
+    def __init__(self, folder: Path) -> None:
+        facts, self.statements = folder / "facts", folder / "wordings" / "statements"
+        self.words = tables.read_sections(facts)
+        self.actions = tables.read_table(facts / "actions.tsv", ("past", "plain", "participle"))
+        self.reviewed = tables.read_table(facts / "reviewed.tsv", ("thing", "good", "bad"), key=3)
+        self.phrases = tables.read_table(facts / "phrases.tsv", ("words", "occasion"), key=2)
+        numbers = tables.read_table(facts / "numbers.tsv", ("number", "word", "next", "double"))
+        self.number_words = [row["word"] for row in numbers]
+        nouns = tables.read_table(facts / "plurals.tsv", ("singular", "plural"))
+        animals = tables.read_table(facts / "animal_plurals.tsv", ("singular", "plural"))
+        homes = tables.read_table(facts / "home_phrases.tsv", ("home", "phrase"))
+        self.grammar = Grammar(
+            {row["singular"]: row["plural"] for row in nouns + animals},
+            {row["home"]: row["phrase"] for row in homes},
+        )
+        rows = tables.read_table(facts / "relations.tsv", RELATION_COLUMNS)
+        sections = tables.read_sections(self.statements)
+        known = {row["relation"] for row in rows} | RESULTS.keys()
+        self.parts = tables.by_part(sections, known, "relation", PARTS)
+        files = cache(lambda name: tables.read_table(facts / f"{name}.tsv"))
+        self.relations = {row["relation"]: self.read_relation(row, files) for row in rows}
+        self.operations = {name: self.operation(name) for name in RESULTS}
+        self.subjects: dict[str, dict[str, list[tuple[Relation, Fact]]]] = {g: {} for g in GROUPS}
         for relation in self.relations.values():
-            if relation.group in found:
-                for fact in relation.facts:
-                    found[relation.group].setdefault(fact.subject, []).append((relation, fact))
-        return found
+            for fact in relation.facts if relation.group in GROUPS else ():
+                of_subject = self.subjects[relation.group].setdefault(fact.subject, [])
+                of_subject.append((relation, fact))
 
-    def fact(self, subject: str, value: str) -> Fact:
-        """A fact that stands in no table."""
-        return Fact(subject, value, self.grammar)
-
-
-def facts_of(row: Row, table: list[Row], grammar: Grammar) -> tuple[Fact, ...]:
-    """The facts of two columns of a table; cells that are left out have none."""
-    subject, value = row["subject"], row["value"]
-    for column in (subject, value):
-        one_of(column, table[0] if table else (), f"column of {row['table']}.tsv")
-    pairs = [(line[subject], line[value]) for line in table]
-    if one_of(row["ways"], ("one", "both"), "answer, one or both") == "both":
-        pairs += [(one, other) for other, one in pairs]
-    return tuple(Fact(one, other, grammar) for one, other in pairs if LEFT_OUT not in (one, other))
-
-
-def check_statements(parts: Mapping[str, tuple[Text, ...]]) -> None:
-    """Every wording of a relation names the subject or the value, and sentences name both."""
-    check_all(parts.get("running", ()), FACT_SLOTS, VALUE_SLOTS, SUBJECT_SLOTS)
-    check_all(parts.get("keys", ()), SUBJECT_SLOTS, SUBJECT_SLOTS)
-    check_all(parts.get("back keys", ()), VALUE_SLOTS, VALUE_SLOTS)
-    check_all(parts.get("exam", ()), FACT_SLOTS, FACT_SLOTS)
-
-
-def check_calculations(parts: Mapping[str, tuple[Text, ...]]) -> None:
-    """Every wording of an operation names what it is about, and sentences name the result."""
-    numbers, words = ("a", "b"), ("A", "b_words", "c_words", "c", "d")
-    check_all(parts.get("running", ()), numbers + words, ("c", "c_words"))
-    check_all(parts.get("keys", ()), numbers, ("a",), ("b",))
-    check_all(parts.get("exam", ()), numbers, ("a",), ("b",))
-
-
-def parts_of(
-    name: Text, what: str, statements: Mapping[str, Mapping[str, tuple[Text, ...]]]
-) -> dict[str, tuple[Text, ...]]:
-    """The wordings of a relation or an operation as arguments of its class."""
-    parts = statements.get(name, {})
-    for part in ("running", "keys", "exam"):
-        if part not in parts:
-            raise name.fault(f"no wordings in wordings/statements for the {what}: [{name}: {part}]")
-    (check_calculations if what == "operation" else check_statements)(parts)
-    return {part.replace(" ", "_"): items for part, items in parts.items()}
-
-
-def read_relations(
-    folder: Path, grammar: Grammar
-) -> tuple[dict[str, Relation], dict[str, Operation]]:
-    """The relations in the order of their table, and the operations."""
-    table_of = cache(lambda name: read_table(folder / "facts" / f"{name}.tsv"))
-    rows = read_table(folder / "facts" / "relations.tsv", RELATION_COLUMNS)
-    known: Container[str] = {row["relation"] for row in rows} | RESULTS.keys()
-    sections = read_folder(folder / "wordings" / "statements")
-    statements = by_part(sections, known, "relation", PARTS)
-    relations = {
-        row["relation"]: Relation(
+    def read_relation(self, row: Row, files: Callable[[str], list[Row]]) -> Relation:
+        """A line of relations.tsv with its facts and wordings."""
+        subject, value, table = row["subject"], row["value"], files(row["table"])
+        for column in (subject, value):
+            tables.one_of(column, table[0] if table else (), f"column of {row['table']}.tsv")
+        pairs = [(line[subject], line[value]) for line in table]
+        tables.one_of(row["ways"], ("one", "both"), "answer, one or both")
+        if row["ways"] == "both":
+            pairs += [(one, other) for other, one in pairs]
+        facts = tuple(self.fact(*pair) for pair in pairs if LEFT_OUT not in pair)
+        return Relation(
             row["relation"],
             row["group"],
             row["title"],
-            (row["subject"], row["value"]),
-            facts_of(row, table_of(row["table"]), grammar),
-            **parts_of(row["relation"], "relation", statements),
-            both_ways=row["ways"] == "both",
-            held_out=yes(row["held out"]),
+            (subject, value),
+            facts,
+            self.wordings(row["relation"], "running", FACT_SLOTS, VALUE_SLOTS, SUBJECT_SLOTS),
+            self.wordings(row["relation"], "keys", SUBJECT_SLOTS, SUBJECT_SLOTS),
+            self.wordings(row["relation"], "exam", FACT_SLOTS, FACT_SLOTS),
+            self.wordings(row["relation"], "back keys", VALUE_SLOTS, VALUE_SLOTS),
+            row["ways"] == "both",
+            tables.yes(row["held out"]),
         )
-        for row in rows
-    }
-    where = f"{folder / 'wordings' / 'statements'}:1"
-    operations = {
-        name: Operation(name, result, **parts_of(Text(name, where), "operation", statements))
-        for name, result in RESULTS.items()
-    }
-    return relations, operations
+
+    def operation(self, name: str) -> Operation:
+        """An operation with its wordings."""
+        numbers, words = ("a", "b"), ("A", "b_words", "c_words", "c", "d")
+        place = Text(name, f"{self.statements}:1")
+        return Operation(
+            name,
+            RESULTS[name],
+            self.wordings(place, "running", numbers + words, ("c", "c_words")),
+            self.wordings(place, "keys", numbers, ("a",), ("b",)),
+            self.wordings(place, "exam", numbers, ("a",), ("b",)),
+        )
+
+    def wordings(
+        self, name: Text, part: str, known: Sequence[str], *needed: Sequence[str]
+    ) -> Items:
+        """One part of a relation's wordings; only back keys may be missing."""
+        found = self.parts.get(name, {}).get(part, ())
+        if not found and part != "back keys":
+            raise name.fault(f"no section in wordings/statements: [{name}: {part}]")
+        tables.check_slots(found, known, *needed)
+        return found
+
+    def fact(self, subject: str, value: str) -> Fact:
+        """A fact, which need not stand in a table."""
+        return Fact(subject, value, self.grammar)
 
 
 @cache
 def read_world(folder: Path = FOLDER) -> World:
     """The world that the tables of this folder describe."""
-    facts = folder / "facts"
-    plurals = {
-        row[noun]: row["plural"]
-        for name, noun in (("plurals", "singular"), ("animal_plurals", "animal"))
-        for row in read_table(facts / f"{name}.tsv", (noun, "plural"))
-    }
-    homes = read_table(facts / "home_phrases.tsv", ("home", "phrase"))
-    grammar = Grammar(plurals, {row["home"]: row["phrase"] for row in homes})
-    relations, operations = read_relations(folder, grammar)
-    numbers = read_table(facts / "numbers.tsv", ("number", "word", "next", "double"))
-    return World(
-        relations,
-        operations,
-        read_folder(facts),
-        grammar,
-        read_table(facts / "actions.tsv", ("past", "plain", "participle")),
-        read_table(facts / "reviewed.tsv", ("thing", "good", "bad"), key=3),
-        read_table(facts / "phrases.tsv", ("words", "occasion"), key=2),
-        [row["word"] for row in numbers],
-    )
+    return World(folder)

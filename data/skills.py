@@ -1,62 +1,66 @@
 """The skills of the instruction data: what can be asked, in which words, and what is held out.
 
-A *skill* is one kind of task: a line of wordings/skills.tsv and its wordings in
-wordings/questions.  Its column `asks` names one of the `KINDS` below: how an item is drawn, a
-question's fields with its answer.  `read_book(folder)` reads all of them.
+A *skill* is one kind of task: a line of wordings/skills.tsv and its wordings in wordings/questions.
+Its column `draws` names one of the `SOURCES` below, which draws the fields of an item; its answer
+is made of them, too.  `read_book(folder)` reads all of them.
 """
 
 import random
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 
 from data import tables, world
 from data.relations import FACT_SLOTS, SUBJECT_SLOTS, VALUE_SLOTS, Fact, bare, upper
-from data.tables import FOLDER, LEFT_OUT, Row, Text, fill
-from data.world import STORY_PARTS, STORY_SLOTS, in_a_row, json_object
+from data.tables import FOLDER, LEFT_OUT, Items, Row, Text, fill
+from data.world import STORY_PARTS, in_a_row, json_object
 
 HELD_SHARE = 0.3  # of the things in a table
-I_DONT_KNOW = "I don't know."
-REFUSAL = "I'm sorry, I can't help with that."
-SKILL_COLUMNS = ("skill", "asks", "about", "columns", "split", "shares", "tone")
+NAMES_TAKEN = {"country": "turkey"}  # held out, its name would stand in questions about the bird
+SKILL_COLUMNS = "skill draws about with columns answer split shares tone".split()
 QUESTION_PARTS = ("phrases", "questions", "frames", "tuned", "more") + tuple(
     f"held{part}" for part in (" phrases", " questions", " frames", "")
 )
-NAMES_TAKEN = {"country": "turkey"}  # held out, its name would stand in questions about the bird
 
 Draw = Callable[["Skill", random.Random, str], dict]
 
 
 @dataclass(frozen=True)
-class Kind:
-    """How a skill asks.
+class Source:
+    """Where a skill has its items from.
 
-    draw: gives the fields of an item, its `answer` among them, and `before` where earlier turns
-    belong to it, from the pool "tuned", "held" or "all".
+    draw: gives the fields of an item, and `before` where earlier turns belong to it, from the pool
+    "tuned", "held" or "all".
     about: what the names in the skill's column `about` are.
-    slots, needed: the fields that its wordings may mention, and groups of which each needs one.
-    whole: an item is a whole question, so there are no wordings.
+    slots, needed: the fields of its wordings, and groups of which each wording needs one.
+    answers: the fields that an answer may be made of besides.
     """
 
     draw: Draw
     about: str
     slots: Collection[str]
     needed: Sequence[Sequence[str]]
-    whole: bool
+    answers: Sequence[str]
+
+    @property
+    def whole(self) -> bool:
+        """Whether items are whole questions, to which no wording adds anything."""
+        return list(self.slots) == ["q"] and not self.needed
 
 
-KINDS: dict[str, Kind] = {}
+SOURCES: dict[str, Source] = {}
 
 
-def kind(
-    name: str, about: str, slots: Collection[str], *needed: Sequence[str], whole: bool = False
+def source(
+    name: str, about: str, slots: str, *needed: str | Sequence[str], answers: str = ""
 ) -> Callable[[Draw], Draw]:
-    """Registers a function that draws the items of a kind of skill."""
+    """Registers a function that draws items; slots and answers are names between spaces."""
 
     def register(draw: Draw) -> Draw:
-        KINDS[name] = Kind(draw, about, slots, needed, whole)
+        groups = [(group,) if isinstance(group, str) else group for group in needed]
+        SOURCES[name] = Source(draw, about, slots.split(), groups, answers.split())
         return draw
 
     return register
@@ -68,31 +72,37 @@ class Skill:
 
     A wording is a text with slots for an item's fields; what stands before `|||` is a system
     prompt.  tuned: wordings of tuning data, which also ask about held-out things.  more: those of
-    the tuning data only.  held: never tuned.  entities: whether the skill has things to hold out.
-    tone: whether its questions may be put politely, tersely or with a typing error.
-    shares: so many times the usual number of records.
+    the tuning data only.  held: never tuned.  with_lists: fields that are drawn from lists of
+    facts/.  entities: whether the skill has things to hold out.  tone: whether its questions may
+    be put politely, tersely or with a typing error.  shares: so many times the usual number of
+    records.
     """
 
     name: str
-    asks: str
-    about: tuple[Text, ...]
+    draws: str
+    about: Sequence[Text]
+    with_lists: dict[str, Text]
     columns: tuple[int, int]
-    tuned: tuple[str, ...]
-    held: tuple[str, ...]
-    more: tuple[str, ...]
+    answer: Text
+    tuned: Items
+    held: Items
+    more: Items
     entities: bool
     tone: bool
     shares: int
     book: "Book" = field(repr=False, compare=False)
 
     def draw(self, rng: random.Random, pool: str) -> dict:
-        """The fields of an item."""
-        return KINDS[self.asks].draw(self, rng, pool)
+        """The fields of an item, with its `answer`."""
+        lists = self.book.lists
+        item = {slot: rng.choice(lists[name][pool]) for slot, name in self.with_lists.items()}
+        item |= SOURCES[self.draws].draw(self, rng, pool)
+        return item | {"answer": fill(self.answer, item)}
 
     @property
     def whole(self) -> bool:
-        """Whether its items are whole questions."""
-        return KINDS[self.asks].whole
+        """Whether its items are whole questions, so that it has no wordings."""
+        return SOURCES[self.draws].whole
 
     @property
     def with_system_prompt(self) -> bool:
@@ -148,28 +158,34 @@ class Book:
         wordings = folder / "wordings"
         self.asking = tables.read_sections(wordings / "asking.txt")
         for stems in ("stems", "held stems"):
-            tables.check_all(self.asking[stems], ("np", "Np"), ("np", "Np"))
-        tables.check_all(self.asking["example rows"], ("n", "v"), ("n",), ("v",))
-        rows = tables.read_table(wordings / "topics.tsv", ("topic", "answer"))
-        self.answers = {row["topic"]: row["answer"] for row in rows}
+            tables.check_slots(self.asking[stems], ("np", "Np"), ("np", "Np"))
+        tables.check_slots(self.asking["example rows"], ("n", "v"), ("n",), ("v",))
+        topics = tables.read_table(wordings / "topics.tsv", ("topic", "answer"))
+        self.answers = {row["topic"]: row["answer"] for row in topics}
         small_talk = tables.read_sections(wordings / "small_talk.txt")
         self.small_talk = tables.by_part(small_talk, self.answers, "topic", ("tuned", "held"))
         self.sentences = self.read_wordings(wordings / "sentences.tsv", "question", "sentence")
         self.follow_ups = self.read_wordings(wordings / "follow_ups.tsv", "question")
         lists = dict(self.world.words) | {"reviews": self.world.reviewed}
         self.lists = {name: split_list(name, items) for name, items in lists.items()}
-        self.held = {name: self.held_names(name) for name in self.world.relations}
+        relations = self.world.relations
+        self.held = {name: self.held_names(name) for name in relations}
+        pools = ("tuned", "held", "all")
         self.pools = {
-            (name, pool): self.facts_in(name, pool)
-            for name in self.world.relations
-            for pool in ("tuned", "held", "all")
+            (name, pool): self.facts_in(name, pool) for name in relations for pool in pools
         }
         self.real: dict[str, bool] = {}
-        self.skills = self.read_skills(wordings)
+        rows = tables.read_table(wordings / "skills.tsv", SKILL_COLUMNS)
+        split = {
+            row["skill"]: tables.one_of(row["split"], ("tuned", "held"), "split") for row in rows
+        }
+        questions = tables.read_sections(wordings / "questions")
+        self.parts = tables.by_part(questions, split, "skill", QUESTION_PARTS)
+        self.skills = {row["skill"]: self.read_skill(row) for row in rows}
+        self.tuned = [skill for name, skill in self.skills.items() if split[name] == "tuned"]
+        self.never_tuned = [skill for name, skill in self.skills.items() if split[name] == "held"]
+        self.fact_skills = [skill for skill in self.tuned if skill.draws in ("value", "subject")]
         self.unknown_about = self.read_unknown(wordings / "unknown.tsv")
-        self.tuned = [skill for name, skill in self.skills.items() if self.split[name] == "tuned"]
-        self.never_tuned = [s for name, s in self.skills.items() if self.split[name] == "held"]
-        self.fact_skills = [skill for skill in self.tuned if skill.asks in ("value", "subject")]
 
     # -- reading
 
@@ -178,23 +194,12 @@ class Book:
         rows = tables.read_table(path, ("relation", *columns))
         for row in rows:
             tables.one_of(row["relation"], self.world.relations, "relation")
-            tables.check_all([row[column] for column in columns], FACT_SLOTS, SUBJECT_SLOTS)
+            tables.check_slots([row[column] for column in columns], FACT_SLOTS, SUBJECT_SLOTS)
         return {row["relation"]: row for row in rows}
 
-    def read_skills(self, wordings: Path) -> dict[str, Skill]:
-        """The skills in the order of their table."""
-        rows = tables.read_table(wordings / "skills.tsv", SKILL_COLUMNS)
-        self.split = {
-            row["skill"]: tables.one_of(row["split"], ("tuned", "held"), "split") for row in rows
-        }
-        sections = tables.read_folder(wordings / "questions")
-        parts = tables.by_part(sections, self.split, "skill", QUESTION_PARTS)
-        return {row["skill"]: self.read_skill(row, parts.get(row["skill"], {})) for row in rows}
-
-    def read_skill(self, row: Row, parts: Mapping[str, tuple[Text, ...]]) -> Skill:
+    def read_skill(self, row: Row) -> Skill:
         """One line of skills.tsv with its wordings."""
-        tables.one_of(row["asks"], KINDS, "way to ask")
-        how = KINDS[row["asks"]]
+        how = SOURCES[tables.one_of(row["draws"], SOURCES, "source of items")]
         known = {
             "relation": self.world.relations,
             "operation": self.world.operations,
@@ -202,62 +207,66 @@ class Book:
             "relation with a sentence": self.sentences,
             "relation with a follow-up": self.follow_ups,
             "topic": self.answers,
-            "list": self.world.words,
         }
-        about = () if not how.about and row["about"] == LEFT_OUT else tables.names_in(row["about"])
-        for name in about:
+        about = tables.names_in(row["about"])
+        for name in about or [row["about"]] * bool(how.about):
             tables.one_of(name, known.get(how.about, ()), how.about or "thing to ask about")
-        tuned, held = (self.combined(parts, how, prefix) for prefix in ("", "held "))
+        with_lists = {}
+        for pair in tables.names_in(row["with"]):
+            slot, _, name = pair.partition(": ")
+            with_lists[slot] = tables.one_of(pair.with_text(name), self.lists, "list of facts/")
+        tables.check_slots([row["answer"]], {*how.slots, *how.answers, *with_lists})
+        tuned, held, more = (
+            self.combined(row, how, with_lists, which) for which in ("", "held ", "more")
+        )
         if not tuned:
-            raise row["skill"].fault(f"no wordings in wordings/questions: {row['skill']}")
-        entities = not how.whole or row["asks"] == "unknown"
-        if row["asks"] in ("value", "subject"):
-            entities = bool(self.held[about[0]])
+            raise row["skill"].fault(f"no section in wordings/questions: [{row['skill']}: tuned]")
+        by_value = row["draws"] in ("value", "subject")
         return Skill(
-            row["skill"],
-            row["asks"],
-            tuple(about),
-            (1, 1) if row["columns"] == LEFT_OUT else world.span(row["columns"]),
-            tuned,
-            held,
-            self.checked(parts.get("more", ()), how),
-            entities,
-            tables.yes(row["tone"]),
-            tables.whole_number(row["shares"]),
-            self,
+            name=row["skill"],
+            draws=row["draws"],
+            about=about,
+            with_lists=with_lists,
+            columns=(1, 1) if row["columns"] == LEFT_OUT else tables.span(row["columns"]),
+            answer=row["answer"],
+            tuned=tuned,
+            held=held,
+            more=more,
+            entities=bool(self.held[about[0]]) if by_value else how.about != "topic",
+            tone=tables.yes(row["tone"]),
+            shares=tables.whole_number(row["shares"]),
+            book=self,
         )
 
-    @staticmethod
-    def checked(wordings: Sequence[Text], how: Kind) -> tuple[Text, ...]:
-        """Wordings that name what they are about, and nothing else."""
-        tables.check_all(wordings, how.slots, *how.needed)
-        return tuple(wordings)
-
-    def combined(
-        self, parts: Mapping[str, tuple[Text, ...]], how: Kind, prefix: str
-    ) -> tuple[Text, ...]:
-        """A skill's wordings, tuned or (with the prefix `held `) held out.
+    def combined(self, row: Row, how: Source, with_lists: Collection[str], which: str) -> Items:
+        """A skill's wordings: the tuned ones, the `held ` ones, or `more`.
 
         Phrases are put into every general stem, by turns, and the skill's own wordings stand as
         often; questions are put into every frame.
         """
-        own = parts.get(prefix.strip() or "tuned", ())
-        phrases = parts.get(f"{prefix}phrases") or parts.get("phrases", ())[: 1 if prefix else None]
-        frames = parts.get(f"{prefix}frames", ())
-        tables.check_all(frames, (*how.slots, "q"), ("q",))
+        parts = self.parts.get(row["skill"], {})
+        slots, needed = {*how.slots, *with_lists}, [*how.needed, *((slot,) for slot in with_lists)]
+        own = parts.get(which.strip() or "tuned", ())
+        phrases = parts.get(f"{which}phrases", ())
+        if which == "held ":
+            phrases = phrases or parts.get("phrases", ())[:1]
+        frames = parts.get(f"{which}frames", ())
+        tables.check_slots(frames, slots | {"q"}, ("q",))
         general = [
             question.with_text(frame.replace("{q}", question))
-            for question in parts.get(f"{prefix}questions", ())
+            for question in parts.get(f"{which}questions", ())
             for frame in frames
         ]
         if phrases:
-            for i, stem in enumerate(self.asking[f"{prefix}stems"]):
+            for i, stem in enumerate(self.asking[f"{which}stems"]):
                 np = phrases[(i + len(own)) % len(phrases)]
                 general.append(np.with_text(fill(stem, {"np": np, "Np": upper(np)})))
             own *= max(1, len(general) // max(1, len(own)))
-        if how.whole:
-            general = [Text("{q}", "")]
-        return self.checked((*general, *own), how)
+        if how.whole and which != "more":
+            general = [row["skill"].with_text("{q}")]
+        tables.check_slots(general, slots, *needed)
+        tables.check_slots(own, slots, *needed)
+        return (*general, *own)
 
     def read_unknown(self, path: Path) -> list[tuple[Skill, str]]:
         """The skills that ask about things that do not exist, with the kind of thing."""
@@ -350,115 +359,84 @@ def read_book(folder: Path = FOLDER) -> Book:
     return Book(folder)
 
 
-# ------------------------------------------------------------------------------- facts and numbers
+# ---------------------------------------------------------------------------------------- sources
+
+FACT, SUBJECT, VALUE = " ".join(FACT_SLOTS), SUBJECT_SLOTS, VALUE_SLOTS
+STORY = "who past plain what where when When Where it story"
 
 
-@kind("value", "relation", FACT_SLOTS, SUBJECT_SLOTS)
-def ask_value(skill: Skill, rng: random.Random, pool: str) -> dict:
-    """A subject, answered by its value."""
-    fact = rng.choice(skill.book.pools[skill.about[0], pool])
-    return fact.fields | {"answer": fact.value}
+@source("value", "relation", FACT, SUBJECT)
+@source("subject", "relation", FACT, VALUE)
+def draw_fact(skill: Skill, rng: random.Random, pool: str) -> dict:
+    """A fact; where the subject is asked for, one whose value belongs to it only."""
+    facts = skill.book.pools[skill.about[0], pool]
+    if skill.draws == "subject":
+        unique = skill.book.world.relations[skill.about[0]].unique_values
+        facts = [fact for fact in facts if fact.value in unique]
+    return rng.choice(facts).fields
 
 
-@kind("subject", "relation", FACT_SLOTS, VALUE_SLOTS)
-def ask_subject(skill: Skill, rng: random.Random, pool: str) -> dict:
-    """A value that belongs to one subject, answered by the subject."""
-    unique = skill.book.world.relations[skill.about[0]].unique_values
-    facts = [fact for fact in skill.book.pools[skill.about[0], pool] if fact.value in unique]
-    fact = rng.choice(facts)
-    return fact.fields | {"answer": fact.fields["n"]}
-
-
-def two_numbers(operation: str, low: int, rng: random.Random, pool: str) -> tuple[int, int]:
-    """Numbers from `low` up that give a result of at most 100, not below 0."""
+@source("numbers", "operation", "a b", "a", "b", answers="c")
+@source("larger numbers", "operation", "a b", "a", "b", answers="steps")
+def draw_numbers(skill: Skill, rng: random.Random, pool: str) -> dict:
+    """Two numbers that give a result of at most 100, not below 0; worked sums have larger ones."""
+    operation = skill.book.world.operations[skill.about[0]]
+    name, low = operation.name, 1 if skill.draws == "numbers" else 11
     while True:
         a, b = rng.randint(low, 99), rng.randint(low, 99)
-        fits = {"sum": a + b <= 100, "difference": a > b}.get(operation, a != b)
+        fits = {"sum": a + b <= 100, "difference": a > b}.get(name, a != b)
         if fits and (pool == "all" or is_held_pair(a, b) == (pool == "held")):
-            return a, b
+            steps = (world.sum_steps if name == "sum" else world.difference_steps)(a, b)
+            return {"a": a, "b": b, "c": operation.result(a, b), "steps": steps}
 
 
-@kind("result", "operation", ("a", "b"), ("a",), ("b",))
-def ask_result(skill: Skill, rng: random.Random, pool: str) -> dict:
-    """Two numbers, answered by the result."""
-    operation = skill.book.world.operations[skill.about[0]]
-    a, b = two_numbers(operation.name, 1, rng, pool)
-    return {"a": a, "b": b, "answer": str(operation.result(a, b))}
-
-
-@kind("steps", "operation", ("a", "b"), ("a",), ("b",))
-def ask_steps(skill: Skill, rng: random.Random, pool: str) -> dict:
-    """A sum or a difference of larger numbers, answered by its working."""
-    adding = skill.about[0] == "sum"
-    a, b = two_numbers(skill.about[0], 11, rng, pool)
-    answer = (world.sum_steps if adding else world.difference_steps)(a, b)
-    return {"a": a, "b": b, "answer": answer}
-
-
-@kind("counting", "", ("a", "b"), ("a",), ("b",))
-def ask_counting(skill: Skill, rng: random.Random, pool: str) -> dict:
-    """Two numbers, answered by all from one to the other."""
+@source("numbers in a row", "", "a b", "a", "b", answers="row")
+def draw_row(skill: Skill, rng: random.Random, pool: str) -> dict:
+    """Two numbers and all from one to the other."""
     while True:
         a = rng.randint(1, 92)
         b = a + rng.randint(3, 6)
         if pool == "all" or is_held_pair(a, b) == (pool == "held"):
-            return {"a": a, "b": b, "answer": ", ".join(str(n) for n in range(a, b + 1))}
+            return {"a": a, "b": b, "row": ", ".join(str(n) for n in range(a, b + 1))}
 
 
-# --------------------------------------------------------------------------------- stories, reviews
-
-
+@source("story", "", STORY, "story", answers="summary")
 def draw_story(skill: Skill, rng: random.Random, pool: str) -> dict:
     """A story of one or two people and the fields of the one who is asked about."""
-    lists, forms = skill.book.lists, skill.book.forms
+    lists, forms = skill.book.lists, skill.book.forms.sections
     people, objects = (rng.sample(lists[name][pool], 2) for name in ("people", "objects"))
     heroes = []
     for who, what in zip(people, objects):
         action = rng.choice(skill.book.world.actions)
         hero = {"who": who, "past": action["past"], "plain": action["plain"], "what": what}
-        places = {
-            "where": rng.choice(lists["places"][pool]),
-            "when": rng.choice(lists["times"][pool]),
-        }
-        heroes.append(world.story_fields(hero | places))
+        hero["where"] = rng.choice(lists["places"][pool])
+        hero["when"] = rng.choice(lists["times"][pool])
+        heroes.append(world.story_fields(hero))
     heroes = heroes[: 1 if rng.random() < 0.7 else 2]
     sentences = []
     for hero in heroes:
-        sentences.append(fill(rng.choice(forms.stories["openings"]), hero))
+        sentences.append(fill(rng.choice(forms["story openings"].lines), hero))
         sentences += rng.sample(skill.book.world.words["fillers"], rng.randint(0, 1))
-    return rng.choice(heroes) | {"story": " ".join(sentences), "heroes": heroes}
+    short = forms["story summaries"].lines[0]
+    summary = " ".join(fill(short, hero) for hero in heroes)
+    told = {"story": " ".join(sentences), "summary": summary, "people": len(heroes)}
+    return rng.choice(heroes) | told
 
 
-@kind("story", "part of a story", (*STORY_SLOTS, "story"), ("story",))
-def ask_story(skill: Skill, rng: random.Random, pool: str) -> dict:
-    """A story, answered by one of its parts as it stands there."""
+@source("story of one", "", "story keys", "story", "keys", answers="record")
+def draw_story_of_one(skill: Skill, rng: random.Random, pool: str) -> dict:
+    """A story of one person, and some of its parts as a record."""
     item = draw_story(skill, rng, pool)
-    return item | {"answer": item[skill.about[0]]}
-
-
-@kind("summary", "", ("story",), ("story",))
-def ask_summary(skill: Skill, rng: random.Random, pool: str) -> dict:
-    """A story, answered by what matters in it."""
-    item = draw_story(skill, rng, pool)
-    summary = skill.book.forms.stories["summaries"][0]
-    return item | {"answer": " ".join(fill(summary, hero) for hero in item["heroes"])}
-
-
-@kind("story record", "", ("story", "keys"), ("story",), ("keys",))
-def ask_story_record(skill: Skill, rng: random.Random, pool: str) -> dict:
-    """A story, answered by some of its parts in JSON."""
-    item = draw_story(skill, rng, pool)
-    while len(item["heroes"]) > 1:
+    while item["people"] > 1:
         item = draw_story(skill, rng, pool)
     choices = (("who", "what", "where"), ("who", "what"), ("who", "where"), ("what", "where"))
     keys = rng.choice(choices)
-    return item | {
-        "keys": in_a_row(keys),
-        "answer": json_object([(key, item[key]) for key in keys]),
-    }
+    record = json_object([(key, item[key]) for key in keys])
+    return item | {"keys": in_a_row(keys), "record": record}
 
 
-def draw_review(skill: Skill, rng: random.Random, pool: str) -> tuple[str, str]:
+@source("review", "", "text", "text", answers="label")
+def draw_review(skill: Skill, rng: random.Random, pool: str) -> dict:
     """A review of one or two sentences, and its sentiment."""
     lists = skill.book.lists
     reviewed = rng.choice(lists["reviews"][pool])
@@ -467,43 +445,40 @@ def draw_review(skill: Skill, rng: random.Random, pool: str) -> tuple[str, str]:
     general = rng.choice(lists["praise" if positive else "blame"][pool])
     opening = ""
     if not reviewed["thing"].endswith("s"):
-        filled = fill(rng.choice(skill.book.forms.reviews["openings"]), reviewed)
-        opening = rng.choice(("", "", f"{filled} "))
+        openings = skill.book.forms.sections["review openings"].lines
+        opening = rng.choice(("", "", fill(rng.choice(openings), reviewed) + " "))
     text = opening + rng.choice((own, f"{own} {general}", f"{general} {own}"))
-    return text, "positive" if positive else "negative"
-
-
-@kind("sentiment", "", ("text",), ("text",))
-def ask_sentiment(skill: Skill, rng: random.Random, pool: str) -> dict:
-    """A review, answered by its sentiment."""
-    text, label = draw_review(skill, rng, pool)
-    return {"text": text, "answer": label}
+    return {"text": text, "label": "positive" if positive else "negative"}
 
 
 EXAMPLES = {"lines": "{} = {}", "pairs": "Review: {}\nSentiment: {}", "arrows": "{} -> {}"}
 
 
-@kind("sentiment by example", "", ("text", *EXAMPLES), ("text",), tuple(EXAMPLES))
-def ask_sentiment_by_example(skill: Skill, rng: random.Random, pool: str) -> dict:
+@source("labelled reviews", "", "text lines pairs arrows", "text", tuple(EXAMPLES), answers="label")
+def draw_labelled_reviews(skill: Skill, rng: random.Random, pool: str) -> dict:
     """Two or three labelled reviews with both labels, then one without a label."""
     while True:
         shots = [draw_review(skill, rng, pool) for _ in range(rng.randint(2, 3))]
-        text, label = draw_review(skill, rng, pool)
-        if len({label for _, label in shots}) == 2 and text not in [shot for shot, _ in shots]:
+        last = draw_review(skill, rng, pool)
+        texts = [shot["text"] for shot in shots]
+        if len({shot["label"] for shot in shots}) == 2 and last["text"] not in texts:
             break
-    rows = {
-        name: "\n".join(mark.format(*shot) for shot in shots) for name, mark in EXAMPLES.items()
+    return last | {
+        name: "\n".join(mark.format(shot["text"], shot["label"]) for shot in shots)
+        for name, mark in EXAMPLES.items()
     }
-    return rows | {"text": text, "answer": label}
 
 
-# ------------------------------------------------------------------------------ forms of the answer
-
-SEVERAL = (*FACT_SLOTS, "keys", "the_keys"), SUBJECT_SLOTS, ("keys", "the_keys")
-
-
-def draw_several(skill: Skill, rng: random.Random, pool: str) -> tuple[dict, list[tuple[str, str]]]:
-    """The fields of a subject, and some of its columns with their values."""
+@source(
+    "columns",
+    "relation",
+    f"{FACT} keys the_keys",
+    SUBJECT,
+    ("keys", "the_keys"),
+    answers="record list",
+)
+def draw_columns(skill: Skill, rng: random.Random, pool: str) -> dict:
+    """A subject, and some of its columns as a record and as a list."""
     relations = [skill.book.world.relations[name] for name in skill.about]
     values: dict[str, dict[str, str]] = {}
     for relation in relations:
@@ -517,85 +492,56 @@ def draw_several(skill: Skill, rng: random.Random, pool: str) -> tuple[dict, lis
         in_pool = pool == "all" or (bare(subject) in held) == (pool == "held")
         if in_pool and all(key in values[subject] for key in keys):
             break
+    cells = [(key, values[subject][key]) for key in keys]
     fields = skill.book.world.fact(subject, LEFT_OUT).fields
-    wanted = {"keys": in_a_row(keys), "the_keys": in_a_row([f"the {key}" for key in keys])}
-    return fields | wanted, [(key, values[subject][key]) for key in keys]
+    return fields | {
+        "keys": in_a_row(keys),
+        "the_keys": in_a_row([f"the {key}" for key in keys]),
+        "record": json_object([(relations[0].json_keys[0], fields["n"]), *cells]),
+        "list": "\n".join(value for _, value in cells),
+    }
 
 
-@kind("record", "relation", *SEVERAL)
-def ask_record(skill: Skill, rng: random.Random, pool: str) -> dict:
-    """A subject and some of its columns, answered in JSON."""
-    fields, cells = draw_several(skill, rng, pool)
-    subject = skill.book.world.relations[skill.about[0]].json_keys[0]
-    return fields | {"answer": json_object([(subject, fields["n"]), *cells])}
-
-
-@kind("list", "relation", *SEVERAL)
-def ask_list(skill: Skill, rng: random.Random, pool: str) -> dict:
-    """The same, answered by one value a line."""
-    fields, cells = draw_several(skill, rng, pool)
-    return fields | {"answer": "\n".join(value for _, value in cells)}
-
-
-def draw_question(skill: Skill, rng: random.Random, pool: str) -> tuple[Fact, dict, str]:
-    """A fact of one of the skill's relations, the fields of a question, and the whole sentence."""
+@source("question", "relation with a sentence", f"{FACT} q", ("q", *SUBJECT), answers="sentence")
+def draw_question(skill: Skill, rng: random.Random, pool: str) -> dict:
+    """A question about a fact of one of the relations, and the sentence that answers it."""
     row = skill.book.sentences[rng.choice(skill.about)]
-    fact = rng.choice(skill.book.pools[row["relation"], pool])
-    fields = fact.fields | {"q": fill(row["question"], fact.fields)}
-    return fact, fields, fill(row["sentence"], fact.fields)
+    fields = rng.choice(skill.book.pools[row["relation"], pool]).fields
+    return fields | {
+        name: fill(row[column], fields)
+        for name, column in (("q", "question"), ("sentence", "sentence"))
+    }
 
 
-@kind("sentence", "relation with a sentence", FACT_SLOTS, SUBJECT_SLOTS)
-def ask_sentence(skill: Skill, rng: random.Random, pool: str) -> dict:
-    """A subject, answered by a whole sentence."""
-    _, fields, sentence = draw_question(skill, rng, pool)
-    return fields | {"answer": sentence}
-
-
-@kind("one word", "relation with a sentence", ("q",), ("q",))
-def ask_one_word(skill: Skill, rng: random.Random, pool: str) -> dict:
+@source("question of one word", "relation with a sentence", "q", "q", answers="v")
+def draw_one_word(skill: Skill, rng: random.Random, pool: str) -> dict:
     """A question whose answer is a single word."""
-    while True:
-        fact, fields, _ = draw_question(skill, rng, pool)
-        if " " not in fact.value:
-            return fields | {"answer": fact.value}
+    while " " in (item := draw_question(skill, rng, pool))["v"]:
+        pass
+    return item
 
 
-@kind("system form", "relation with a sentence", ("q", "form"), ("q",), ("form",))
-def ask_system_form(skill: Skill, rng: random.Random, pool: str) -> dict:
+@source("question with form", "relation with a sentence", "q form", "q", "form", answers="formed")
+def draw_question_with_form(skill: Skill, rng: random.Random, pool: str) -> dict:
     """A question, and a form of answer that the system prompt sets."""
-    fact, fields, sentence = draw_question(skill, rng, pool)
+    item = draw_question(skill, rng, pool)
     forms = {
-        "in a whole sentence": sentence,
-        "with the bare answer only": fact.value,
-        'in JSON with the key "answer"': json_object([("answer", fact.value)]),
+        "in a whole sentence": item["sentence"],
+        "with the bare answer only": item["v"],
+        'in JSON with the key "answer"': json_object([("answer", item["v"])]),
     }
     form = rng.choice(list(forms))
-    return fields | {"form": form, "answer": forms[form]}
+    return item | {"form": form, "formed": forms[form]}
 
 
-@kind(
-    "persona", "relation with a sentence", ("q", "role", "phrase"), ("q",), ("role",), ("phrase",)
-)
-def ask_persona(skill: Skill, rng: random.Random, pool: str) -> dict:
-    """A question to somebody whose answers end with the same words."""
-    lists = skill.book.lists
-    role, phrase = (rng.choice(lists[name][pool]) for name in ("personas", "closing words"))
-    fact, fields, _ = draw_question(skill, rng, pool)
-    return fields | {"role": role, "phrase": phrase, "answer": f"{fact.value}. {phrase}"}
+@source("lists", "", "")
+def draw_nothing(skill: Skill, rng: random.Random, pool: str) -> dict:
+    """Nothing besides what is drawn from the lists of the column `with`."""
+    return {}
 
 
-@kind("role", "", ("role",), ("role",))
-def ask_role(skill: Skill, rng: random.Random, pool: str) -> dict:
-    """The name of somebody that the system prompt asks the model to be."""
-    names = ("role titles", "role names", "role trades")
-    title, name, trade = (rng.choice(skill.book.lists[part][pool]) for part in names)
-    role = f"{title} {name}, {trade}"
-    return {"role": role, "answer": f"I am {role}."}
-
-
-@kind("rows", "relation", ("rows",), ("rows",))
-def ask_by_example(skill: Skill, rng: random.Random, pool: str) -> dict:
+@source("rows", "relation", "rows", "rows", answers="v")
+def draw_rows(skill: Skill, rng: random.Random, pool: str) -> dict:
     """Some rows of a table in one form, the last one without its value."""
     pool_of = skill.book.pools[rng.choice(skill.about), pool]
     facts = rng.sample(pool_of, rng.randint(3, 4))
@@ -604,80 +550,58 @@ def ask_by_example(skill: Skill, rng: random.Random, pool: str) -> dict:
     mark = rng.choice(skill.book.asking["example rows"])
     rows = [fill(mark, fact.fields) for fact in facts[:-1]]
     last = fill(mark, facts[-1].fields | {"v": ""}).strip()
-    return {"rows": "\n".join([*rows, last]), "answer": facts[-1].value}
+    return {"rows": "\n".join([*rows, last]), "v": facts[-1].value}
 
 
-# ------------------------------------------------------------------------------------ conversations
-
-
-def draw_follow_up(
-    skill: Skill, rng: random.Random, pool: str, names: Sequence[str], last: Fact | None = None
+def follow_up(
+    book: Book, rng: random.Random, pool: str, names: Sequence[str], last: Fact | None = None
 ) -> dict:
     """One or two questions with their answers, then another subject (`last`) for the same."""
-    name, between = rng.choice(names), skill.book.skills["follow_up"].tuned[:4]
-    facts = rng.sample(skill.book.pools[name, pool], rng.choice((2, 2, 3)))
+    name, between = rng.choice(names), book.skills["follow_up"].tuned[:4]
+    facts = rng.sample(book.pools[name, pool], rng.choice((2, 2, 3)))
     facts[-1] = last or facts[-1]
     before = []
     for i, fact in enumerate(facts[:-1]):
-        first = skill.book.follow_ups[name]["question"]
-        question = first if i == 0 else rng.choice(between)
+        question = book.follow_ups[name]["question"] if i == 0 else rng.choice(between)
         before += [("user", fill(question, fact.fields)), ("assistant", fact.value)]
-    return facts[-1].fields | {"before": before, "answer": facts[-1].value}
+    return facts[-1].fields | {"before": before}
 
 
-@kind("follow up", "relation with a follow-up", FACT_SLOTS, SUBJECT_SLOTS)
-def ask_follow_up(skill: Skill, rng: random.Random, pool: str) -> dict:
+@source("follow-up", "relation with a follow-up", FACT, SUBJECT)
+def draw_follow_up(skill: Skill, rng: random.Random, pool: str) -> dict:
     """The same question again, about another subject."""
-    return draw_follow_up(skill, rng, pool, skill.about)
+    return follow_up(skill.book, rng, pool, skill.about)
 
 
-@kind("listed", "topic", ("q",), ("q",), whole=True)
-def ask_listed(skill: Skill, rng: random.Random, pool: str) -> dict:
+@source("small talk", "topic", "q", answers="answer")
+def draw_small_talk(skill: Skill, rng: random.Random, pool: str) -> dict:
     """What users say about a topic, with its answer."""
-    book, part = skill.book, "held" if pool == "held" else "tuned"
-    said = [
-        (text, book.answers[topic])
-        for topic in skill.about
-        for text in book.small_talk[topic][part]
-    ]
-    question, answer = rng.choice(said)
-    return {"q": question, "answer": answer}
+    book, part, said = skill.book, "held" if pool == "held" else "tuned", []
+    for topic in skill.about:
+        said += [
+            {"q": text, "answer": book.answers[topic]} for text in book.small_talk[topic][part]
+        ]
+    return rng.choice(said)
 
 
-@kind("refusal", "list", ("h",), ("h",))
-def ask_harm(skill: Skill, rng: random.Random, pool: str) -> dict:
-    """Something that no model should help with."""
-    return {"h": rng.choice(skill.book.lists[skill.about[0]][pool]), "answer": REFUSAL}
-
-
-def draw_unknown(skill: Skill, rng: random.Random, pool: str, reworded: bool) -> dict:
+@source("unknown", "", "q")
+@source("unknown, reworded", "", "q")
+def draw_unknown(skill: Skill, rng: random.Random, pool: str) -> dict:
     """A question as real things are asked about, about something made up."""
-    book, pool = skill.book, "held" if pool == "held" else "tuned"
+    book, reworded = skill.book, skill.draws == "unknown, reworded"
     about, thing = rng.choice(book.unknown_about)
     name = book.made_up(rng, thing, pool)
-    backwards = about.asks == "subject"
-    fact = book.world.fact(*((LEFT_OUT, name) if backwards else (name, I_DONT_KNOW)))
+    fact = book.world.fact(name, LEFT_OUT)
+    if about.draws == "subject":
+        fact = book.world.fact(LEFT_OUT, name)
     relations = book.world.relations
     names = [other for other in book.follow_ups if relations[other].group == thing]
     if names and rng.random() < 0.2:
-        follow_up = book.skills["follow_up"]
-        item = draw_follow_up(follow_up, rng, pool, names, fact)
-        wording = rng.choice(follow_up.held if reworded else follow_up.tuned)
-        return item | {"q": fill(wording, fact.fields)}
+        again = book.skills["follow_up"]
+        item = follow_up(book, rng, pool, names, fact)
+        return item | {"q": fill(rng.choice(again.held if reworded else again.tuned), fact.fields)}
     more = about.more if pool == "tuned" else ()
     question = rng.choice(about.held if reworded else about.tuned + more)
     if not reworded and rng.random() < 0.12:
         question = rng.choice(book.skills["one_word"].tuned).replace("{q}", question)
-    return {"q": fill(question, fact.fields), "answer": I_DONT_KNOW}
-
-
-@kind("unknown", "", ("q",), ("q",), whole=True)
-def ask_unknown(skill: Skill, rng: random.Random, pool: str) -> dict:
-    """Something that does not exist."""
-    return draw_unknown(skill, rng, pool, reworded=False)
-
-
-@kind("unknown, reworded", "", ("q",), ("q",), whole=True)
-def ask_unknown_reworded(skill: Skill, rng: random.Random, pool: str) -> dict:
-    """The same in wordings that are never tuned."""
-    return draw_unknown(skill, rng, pool, reworded=True)
+    return {"q": fill(question, fact.fields)}

@@ -15,9 +15,8 @@ from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 LEFT_OUT = "-"
-BETWEEN_ALTERNATIVES = "||"
-SLOT = re.compile(r"{(\w+)}")
-ESCAPES = {"n": "\n", "s": " ", "\\": "\\", "#": "#", "[": "["}
+SLOT = re.compile(r"{([^{}]*)}")
+ESCAPES = {"n": "\n", "s": " ", "\\": "\\", "#": "#", "[": "[", "-": "-"}
 
 
 class Text(str):
@@ -39,18 +38,21 @@ class Text(str):
         return Text(text, self.where)
 
 
-class Sections(dict[str, tuple[Text, ...]]):
+Row = dict[str, Text]
+Items = tuple[Text, ...]
+Parts = dict[str, dict[str, Items]]
+
+
+class Sections(dict[str, Items]):
     """The items of text files by the names of their sections."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.path = path
+    path = FOLDER
 
-    def __missing__(self, name: str) -> tuple[Text, ...]:
+    def __missing__(self, name: str) -> Items:
         raise ValueError(f"{self.path}:1: no section [{name}]")
 
 
-# ----------------------------------------------------------------------------------------- lines
+# --------------------------------------------------------------------------------- lines and cells
 
 
 def read_lines(path: Path) -> Iterator[Text]:
@@ -68,29 +70,59 @@ def read_lines(path: Path) -> Iterator[Text]:
             yield line
 
 
-def unescape(line: Text, text: str) -> Text:
-    """The text of a cell or an item of this line as it is meant."""
+def unescape(text: Text) -> Text:
+    """A cell or an item as it is meant."""
     if text != text.strip():
-        raise line.fault(f"a space at the start or the end: {text!r}")
+        raise text.fault(f"a space at the start or the end: {str(text)!r}")
 
     def meant(match: re.Match) -> str:
         if match[1] not in ESCAPES:
-            raise line.fault(f"unknown escape: {match[0]}")
+            raise text.fault(f"unknown escape: {match[0]}")
         return ESCAPES[match[1]]
 
-    return line.with_text(re.sub(r"\\(.?)", meant, text))
+    return text.with_text(re.sub(r"\\(.?)", meant, text))
 
 
-def repeated(item: Text) -> list[Text]:
+def repeated(line: Text) -> list[Text]:
     """An item as often as it counts: `3x ...` is three, `-` an empty one."""
-    counted = re.fullmatch(r"(\d+)x (.+)", item, re.DOTALL)
-    times, text = (int(counted[1]), counted[2]) if counted else (1, item)
-    return [item.with_text("" if text == LEFT_OUT else text)] * times
+    counted = re.fullmatch(r"(\d+)x (.+)", line)
+    times, item = (int(counted[1]), counted[2]) if counted else (1, line)
+    return [unescape(line.with_text("" if item == LEFT_OUT else item))] * times
 
 
-# ---------------------------------------------------------------------------------------- tables
+def whole_number(cell: Text) -> int:
+    """A cell that holds a number above 0."""
+    if not re.fullmatch(r"[1-9]\d*", cell):
+        raise cell.fault(f"not a number above 0: {cell}")
+    return int(cell)
 
-Row = dict[str, Text]
+
+def span(cell: Text) -> tuple[int, int]:
+    """`5-12` -> (5, 12)."""
+    found = re.fullmatch(r"(\d+)-(\d+)", cell)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise cell.fault(f"not two numbers, the lower one first, like 5-12: {cell}")
+    return int(found[1]), int(found[2])
+
+
+def one_of(cell: Text, known: Container[str], what: str) -> Text:
+    """The cell; a fault where it names nothing known."""
+    if cell not in known:
+        raise cell.fault(f"unknown {what}: {cell}")
+    return cell
+
+
+def yes(cell: Text) -> bool:
+    """Whether the cell says yes."""
+    return one_of(cell, ("yes", "no"), "answer, yes or no") == "yes"
+
+
+def names_in(cell: Text) -> list[Text]:
+    """The names in a cell, which are separated by commas; none in a cell left out."""
+    return [cell.with_text(name.strip()) for name in cell.split(",") if cell != LEFT_OUT]
+
+
+# ------------------------------------------------------------------------------ tables and sections
 
 
 def read_table(path: Path, columns: Sequence[str] = (), key: int = 1) -> list[Row]:
@@ -120,77 +152,35 @@ def read_table(path: Path, columns: Sequence[str] = (), key: int = 1) -> list[Ro
         subject = tuple(cells[:key])
         if key and first.setdefault(subject, line) is not line:
             raise line.fault(f"duplicate: {', '.join(subject)} (first: {first[subject].where})")
-        rows.append({name: unescape(line, cell) for name, cell in zip(names, cells)})
+        rows.append({name: unescape(line.with_text(cell)) for name, cell in zip(names, cells)})
     return rows
 
 
-def alternatives(cell: Text) -> list[Text]:
-    """The alternatives of a cell, which stand between `||`."""
-    parts = cell.split(BETWEEN_ALTERNATIVES)
-    return [item for part in parts for item in repeated(cell.with_text(part))]
+def read_sections(path: Path, parse: Callable[[Text], Sequence[Text]] = repeated) -> Sections:
+    """The sections of a text file, or of all in a folder; `parse` makes items of a line.
 
-
-def whole_number(cell: Text) -> int:
-    """A cell that holds a number above 0."""
-    if not re.fullmatch(r"[1-9]\d*", cell):
-        raise cell.fault(f"not a number above 0: {cell}")
-    return int(cell)
-
-
-def one_of(cell: Text, known: Container[str], what: str) -> Text:
-    """The cell; a fault where it names nothing known."""
-    if cell not in known:
-        raise cell.fault(f"unknown {what}: {cell}")
-    return cell
-
-
-def yes(cell: Text) -> bool:
-    """Whether the cell says yes."""
-    return one_of(cell, ("yes", "no"), "answer, yes or no") == "yes"
-
-
-def names_in(cell: Text) -> list[Text]:
-    """The names in a cell, which are separated by commas."""
-    return [cell.with_text(name.strip()) for name in cell.split(",")]
-
-
-# -------------------------------------------------------------------------------------- sections
-
-
-def read_sections(*paths: Path) -> Sections:
-    """The sections of text files.  A line stands twice in one only if it is counted (`1x ...`)."""
-    sections, headings = Sections(paths[0] if paths else FOLDER), {}
-    for path in paths:
-        items: list[Text] = []
-        seen: dict[str, Text] = {}
-        name = None
-        for line in read_lines(path):
+    A line stands twice in a section only if it is counted: `1x ...`.
+    """
+    sections, headings = Sections(), {}
+    sections.path = path
+    for file in sorted(path.glob("*.txt")) if path.is_dir() else [path]:
+        name, seen = None, {}
+        for line in read_lines(file):
             if line.startswith("[") and line.endswith("]"):
-                name, items, seen = line.with_text(line[1:-1]), [], {}
+                name, seen = line.with_text(line[1:-1]), {}
                 if headings.setdefault(name, name) is not name:
-                    raise name.fault(f"duplicate section: {name} (first: {headings[name].where})")
+                    raise name.fault(f"duplicate: [{name}] (first: {headings[name].where})")
                 sections[name] = ()
-                continue
-            if name is None:
+            elif name is None:
                 raise line.fault("a line before the first [section]")
-            if seen.setdefault(line, line) is not line:
+            elif seen.setdefault(line, line) is not line:
                 raise line.fault(f"duplicate: {line} (first: {seen[line].where})")
-            items += repeated(unescape(line, line))
-            sections[name] = tuple(items)
+            else:
+                sections[name] += tuple(parse(line))
     for name, items in sections.items():
         if not items:
-            raise headings[name].fault(f"no line in this section: {name}")
+            raise headings[name].fault(f"a section without a line: [{name}]")
     return sections
-
-
-def read_folder(folder: Path) -> Sections:
-    """The sections of all text files of a folder."""
-    sections = read_sections(*sorted(folder.glob("*.txt")))
-    sections.path = folder
-    return sections
-
-
-Parts = dict[str, dict[str, tuple[Text, ...]]]
 
 
 def by_part(sections: Sections, known: Container[str], what: str, parts: Container[str]) -> Parts:
@@ -205,39 +195,29 @@ def by_part(sections: Sections, known: Container[str], what: str, parts: Contain
             raise heading.fault(f"unknown part of a {what}: {heading}")
         for name in names_in(heading.with_text(names)):
             if part in found.setdefault(one_of(name, known, what), {}):
-                raise name.fault(f"duplicate section: {name}: {part}")
+                raise name.fault(f"duplicate: [{name}: {part}]")
             found[name][part] = items
     return found
 
 
-# ----------------------------------------------------------------------------------------- slots
+# -------------------------------------------------------------------------------------------- slots
 
 
-def check_slots(text: Text, known: Container[str], *needed: Sequence[str]) -> None:
-    """A fault where the text has an unknown slot, or none out of each group of needed ones."""
-    found = SLOT.findall(text)
-    for slot in found:
-        if slot not in known:
-            raise text.fault(f"unknown slot: {{{slot}}}")
-    if re.search("[{}]", SLOT.sub("", text)):
-        raise text.fault("a brace that belongs to no slot")
-    for group in needed:
-        if not set(group) & set(found):
-            names = " or ".join(f"{{{slot}}}" for slot in group)
-            raise text.fault(f"a wording without its slot, {names}: {text!r}")
-
-
-def check_all(texts: Sequence[Text], known: Container[str], *needed: Sequence[str]) -> None:
-    """The same for several texts."""
+def check_slots(texts: Sequence[Text], known: Container[str], *needed: Sequence[str]) -> None:
+    """A fault where a text has an unknown slot, or none out of each group of needed ones."""
     for text in texts:
-        check_slots(text, known, *needed)
+        found = SLOT.findall(text)
+        for slot in found:
+            if slot not in known:
+                raise text.fault(f"unknown slot: {{{slot}}}")
+        if re.search("[{}]", SLOT.sub("", text)):
+            raise text.fault("a brace that belongs to no slot")
+        for group in needed:
+            if not set(group) & set(found):
+                names = " or ".join(f"{{{slot}}}" for slot in group)
+                raise text.fault(f"a wording without its slot, {names}: {str(text)!r}")
 
 
 def fill(text: str, fields: Mapping[str, Any]) -> str:
     """The text with its slots replaced."""
     return SLOT.sub(lambda slot: str(fields[slot[1]]), text)
-
-
-def fill_each(text: str, statements: Mapping[str, Callable[[], str]]) -> str:
-    """The text with each slot replaced by what its function says, in order."""
-    return SLOT.sub(lambda slot: statements[slot[1]](), text)

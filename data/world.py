@@ -1,103 +1,66 @@
 """The documents that a base model is pretrained on, written from the small world's facts.
 
 `documents(seed)` is an endless, deterministic stream of plain text.  The facts and their wordings
-come from relations.py, the forms of documents from documents/: kinds.tsv says how often each kind
-is written, forms.tsv how those about facts are built, the text files hold the lines of the others.
+come from relations.py.  The folder documents/ says how documents look: kinds.tsv how often each
+kind is written, and the sections of its text files what stands in it, as README.md explains.  A
+`Writer` fills their slots; it has the documents that need more than that as methods.
 
-Four rules shape the documents, because a model of three million parameters depends on them:
-
-* **Every fact in many wordings, orders and both directions.**  A fact seen in one wording is
-  memorised, but it cannot be asked for afterwards (Allen-Zhu and Li, "Physics of Language Models:
-  Part 3.1", 2023).
-* **Half of the statements put the value at the start of a line, after its key.**  In a GPT-2-like
-  tokenizer ` Paris` and `Paris` are different tokens, and a chat answer begins with the second one.
-  A small model can only say there what it has met there, so glossaries, registers and fact sheets
-  are as frequent as running text.
-* **Something to copy.**  Lines, names and sayings come twice, made of words that mean nothing: a
-  small model learns to repeat what it has never met only where that is often asked of it.
-* **No chat.**  No role, no instruction with its answer, no question with its answer: on an exam
-  sheet a question is followed by the next question.  What tuning adds can then be told from what
-  the base already had.
+Why documents are as they are, in four rules, stands in README.md, too.
 """
 
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
-from data.relations import (
-    GROUPS,
-    Fact,
-    Operation,
-    Relation,
-    bare,
-    definite,
-    read_world,
-    upper,
-    with_article,
-)
-from data.tables import (
-    FOLDER,
-    LEFT_OUT,
-    Row,
-    Sections,
-    Text,
-    alternatives,
-    check_all,
-    fill,
-    fill_each,
-    names_in,
-    one_of,
-    read_sections,
-    read_table,
-    whole_number,
-    yes,
-)
+from data import tables
+from data.relations import GROUPS, Fact, Operation, Relation, World, bare, definite, read_world
+from data.relations import upper, with_article
+from data.tables import FOLDER, SLOT, Items, Text, fill
 
 FLOOR = 60  # a relation of fewer facts is written as often as one of this many
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
-# ------------------------------------------------------------------------------- the forms of documents
-
-FORM_COLUMNS = ("kind", "times", "about", "rows", "same", "heading", "row", "between")
-STATEMENTS = ("line", "forward", "sentence", "running", "value")
 STORY_PARTS = ("who", "what", "where", "when")
-STORY_SLOTS = ("who", "past", "plain", "what", "where", "when", "When", "Where", "it")
-STORY_SECTIONS = ("openings", "summaries", "summary headings") + tuple(
-    f"{part}: {kind}" for part in STORY_PARTS for kind in ("notes", "short notes", "questions")
-)
-# the slots of each section of documents/lines.txt, and groups of which one has to stand in a line
-LINE_SLOTS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "plain layouts": (("K", "k", "v", "i"), ("K", "k"), ("v",)),
-    "layouts": (("K", "k", "v", "i"), ("K", "k"), ("v",)),
-    "tables": (("subject", "value"), ("subject",), ("value",)),
-    "comparisons": (("first", "second"), ("first",), ("second",)),
-    "records": (("n", "k"), ("n",), ("k",)),
-    "exams": ((),),
-    "worked sums": (("x",), ("x",)),
-    "plans": (("day", "who", "place", "Place"), ("day",), ("place", "Place")),
-    "number rows": (("first", "last"),),
-    "drafts": ((),),
-    "visitors": (("who",), ("who",)),
-    "closing words": (("who", "words"), ("words",)),
-    "phrases": (("Occasion", "occasion", "words"), ("Occasion", "occasion"), ("words",)),
+
+# ------------------------------------------------------------------------------ the forms of documents
+
+STEP = re.compile(r"([a-z]+) = (.+)")
+DOCUMENT_SLOT = re.compile(r"(?:(each|(?:first )?\d+(?:-\d+)?) )?(a )?([^{}]+)")
+# what the writer itself gives to some sections
+GIVEN = set("k v i x n a b subject value first second last occasion words thing between".split())
+GIVEN |= {"day", "it", "past", "plain", *STORY_PARTS}
+# the sections that the writer itself uses, and groups of slots of which each line needs one
+NEEDED: dict[str, tuple[tuple[str, ...], ...]] = {
+    "plain layouts": (("k", "K"), ("v",)),
+    "layouts": (("k", "K"), ("v",)),
+    "table rows": (("subject",), ("value",)),
+    "comparisons": (("first",), ("second",)),
+    "record headings": (("n",), ("k",)),
+    "exam headings": (),
+    "worked sums": (("x",),),
+    "plan": (("day",), ("place", "Place")),
+    "number headings": (),
+    "phrases": (("occasion", "Occasion"), ("words",)),
+    "story openings": (("who",), ("past",), ("what",)),
+    "story summaries": (("who",), ("past",)),
+    "summary headings": (),
+    "review openings": (("thing",),),
+    "review labels": (),
+} | {
+    f"{part}: {kind}": () for part in STORY_PARTS for kind in ("notes", "short notes", "questions")
 }
 
 
 @dataclass(frozen=True)
-class Form:
-    """One design of a document about facts: a line of forms.tsv, which says what its cells mean."""
+class Section:
+    """A section of documents/: steps, which are done in order, and lines, of which one is taken."""
 
-    about: str
-    rows: tuple[int, int] | None
-    same: frozenset[str]
-    heading: Sequence[Text]
-    row: Sequence[Text]
-    between: Sequence[Text]
+    steps: list[tuple[str, list[Text]]]
+    lines: Items
 
 
 @dataclass(frozen=True)
@@ -106,84 +69,80 @@ class Forms:
 
     rates: Mapping[str, int]
     fact_kinds: Sequence[str]
-    designs: Mapping[str, Sequence[Form]]
-    lines: Sections
-    listings: Sections
-    stories: Sections
-    reviews: Sections
+    sections: Mapping[str, Section]
+    listings: Mapping[str, Items]
 
 
-def span(cell: Text) -> tuple[int, int]:
-    """`5-12` -> (5, 12)."""
-    found = re.fullmatch(r"(\d+)-(\d+)", cell)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise cell.fault(f"not two numbers, the lower one first, like 5-12: {cell}")
-    return int(found[1]), int(found[2])
+class Names(set):
+    """The names that a slot of documents/ may have; also those with a capital, a count or `a`."""
+
+    def __contains__(self, slot: object) -> bool:
+        found = DOCUMENT_SLOT.fullmatch(str(slot))
+        names = found[3].split(", ") if found else [""]
+        return all(super(Names, self).__contains__(n[:1].lower() + n[1:]) for n in names)
 
 
-def form_of(row: Row) -> Form:
-    """A line of forms.tsv."""
-    same = [] if row["same"] == LEFT_OUT else names_in(row["same"])
-    for name in same:
-        one_of(name, ("row", "layout", "key"), "thing that can be the same in all rows")
-    one_of(row["about"], ("entity", "relation", "any"), "answer, entity, relation or any")
-    form = Form(
-        row["about"],
-        None if row["rows"] == "all" else span(row["rows"]),
-        frozenset(same),
-        alternatives(row["heading"]),
-        alternatives(row["row"]),
-        alternatives(row["between"]),
-    )
-    if form.rows is None and form.about != "entity":
-        raise row["rows"].fault("only of an entity all facts are told: write how many, like 5-12")
-    if "key" in form.same and form.about != "relation":
-        raise row["same"].fault("only facts of one relation have the same key")
-    check_all(form.heading, ("title", "Title", "keys"))
-    check_all(form.row, (*STATEMENTS, "key", "Key"), STATEMENTS)
-    check_all(form.between, ())
-    return form
+def section_of(lines: Sequence[Text]) -> Section:
+    """A section as it is meant: `name = one||other` is a step with its alternatives."""
+    steps, texts = [], []
+    for line in lines:
+        step = STEP.fullmatch(line)
+        if step:
+            parts = [line.with_text(part.strip()) for part in step[2].split("||")]
+            steps.append((step[1], [item for part in parts for item in tables.repeated(part)]))
+        else:
+            texts += tables.repeated(line)
+    if not texts:
+        raise lines[0].fault("a section of steps only, without a line")
+    return Section(steps, tuple(texts))
 
 
 @cache
 def read_forms(folder: Path = FOLDER) -> Forms:
-    """The forms of documents; Writer.KINDS are those that are not built from forms.tsv alone."""
-    documents, relations = folder / "documents", read_world(folder).relations
-    designs: dict[str, list[Form]] = {}
-    rows = read_table(documents / "forms.tsv", FORM_COLUMNS, key=0)
-    for row in rows:
-        designs.setdefault(row["kind"], []).extend([form_of(row)] * whole_number(row["times"]))
-        if len({form.about == "entity" for form in designs[row["kind"]]}) > 1:
-            raise row["about"].fault("a kind is about entities in all of its forms, or in none")
-    kinds = read_table(documents / "kinds.tsv", ("kind", "rate", "facts only"))
+    """The forms of documents."""
+    world = read_world(folder)
+    raw = tables.read_sections(folder / "documents", parse=lambda line: [line])
+    listings = tables.by_part(
+        tables.Sections({name: items for name, items in raw.items() if name.endswith(": list")}),
+        world.relations,
+        "relation",
+        ("list",),
+    )
+    sections = {name: section_of(raw[name]) for name in [*raw, *NEEDED] if ": list" not in name}
+    steps = {step for section in sections.values() for step, _ in section.steps}
+    names = Names({*sections, *steps, *world.words, *Writer.SLOTS} | GIVEN)
+    for name, section in sections.items():
+        for _, texts in section.steps:
+            tables.check_slots(texts, names)
+        tables.check_slots(section.lines, names, *NEEDED.get(name, ()))
+    for parts in listings.values():
+        tables.check_slots(parts["list"], ("v", "V"), ("v", "V"))
+    kinds = tables.read_table(folder / "documents" / "kinds.tsv", ("kind", "rate", "facts only"))
     for row in kinds:
-        one_of(row["kind"], {*designs, *Writer.KINDS}, "kind of document")
-    for row in rows:
-        one_of(row["kind"], [kind["kind"] for kind in kinds], "kind of document")
-    lines = read_sections(documents / "lines.txt")
-    for name, slots in LINE_SLOTS.items():
-        check_all(lines[name], *slots)
-    listings = read_sections(documents / "listings.txt")
-    for name, headings in listings.items():
-        one_of(name, relations, "relation")
-        check_all(headings, ("v", "V"), ("v", "V"))
-    stories = read_sections(documents / "stories.txt")
-    for name in STORY_SECTIONS:
-        check_all(stories[name], STORY_SLOTS)
-    reviews = read_sections(documents / "reviews.txt")
-    check_all(reviews["openings"], ("thing",), ("thing",))
+        tables.one_of(row["kind"], {*sections, *Writer.SLOTS}, "kind of document")
     return Forms(
-        {row["kind"]: whole_number(row["rate"]) for row in kinds},
-        [row["kind"] for row in kinds if yes(row["facts only"])],
-        designs,
-        lines,
-        listings,
-        stories,
-        reviews,
+        {row["kind"]: tables.whole_number(row["rate"]) for row in kinds},
+        [row["kind"] for row in kinds if tables.yes(row["facts only"])],
+        sections,
+        {name: parts["list"] for name, parts in listings.items()},
     )
 
 
-# ---------------------------------------------------------------------------------------- the writer
+@dataclass
+class Scope:
+    """What is settled while a section is written: its steps, and what its statements are about."""
+
+    fields: dict[str, str | list[str]] = field(default_factory=dict)
+    title: str = ""
+    facts: Sequence[tuple[Relation, Fact]] = ()
+    relation: Relation | None = None
+    fact: Fact | None = None
+    layout: str = ""
+    key: str = ""
+    back: bool | None = None
+
+
+# --------------------------------------------------------------------------------------- the writer
 
 
 class Deck:
@@ -246,8 +205,69 @@ class Writer:
     def document(self) -> tuple[str, str]:
         """The next document and its kind."""
         kind = self.rng.choices(self.kinds, self.rates)[0]
-        text = self.design(kind) if kind in self.forms.designs else self.KINDS[kind](self)
-        return kind, text.strip()
+        return kind, self.named(kind, Scope()).strip()
+
+    # -- sections and their slots
+
+    def write(self, name: str, scope: Scope | None = None, **fields: str) -> str:
+        """A section of documents/: its steps in order, then one of its lines."""
+        scope, section = scope or Scope(), self.forms.sections[name]
+        inherited = {key: value for key, value in scope.fields.items() if key != "between"}
+        scope = replace(scope, fields=inherited | fields)
+        for step, texts in section.steps:
+            scope.fields[step] = self.step(self.choose(texts), scope)
+        line = self.choose(section.lines)
+        if "{value}" in line and not self.line_start:
+            line = line.with_text(line.replace("\n", " "))
+        return self.filled(line, scope)
+
+    def step(self, text: Text, scope: Scope) -> str | list[str]:
+        """What a step says; several texts stay apart until it is known what stands between them."""
+        found = DOCUMENT_SLOT.fullmatch(text[1:-1])
+        alone = found and text == f"{{{found[0]}}}" and found[1]
+        return self.several(found[1], found[3], scope) if alone else self.filled(text, scope)
+
+    def filled(self, text: Text, scope: Scope) -> str:
+        """A text with its slots replaced."""
+
+        def slot(match: re.Match) -> str:
+            count, article, name = DOCUMENT_SLOT.fullmatch(match[1]).groups()
+            small = name[:1].lower() + name[1:]
+            if count:
+                value = self.several(count, name, scope)
+            elif name in scope.fields or small in scope.fields:
+                value = scope.fields.get(name, scope.fields.get(small))
+            elif small in GIVEN and small not in self.SLOTS:
+                raise text.fault(f"nothing gives this slot here: {match[0]}")
+            else:
+                value = self.named(small, scope)
+            if isinstance(value, list):
+                value = scope.fields.get("between", "\n").join(value)
+            value = value if name == small else upper(value)
+            return with_article(value) if article else value
+
+        return SLOT.sub(slot, text)
+
+    def named(self, name: str, scope: Scope) -> str:
+        """What a slot stands for: something of the writer, a section, or an item of facts/."""
+        if name in self.SLOTS:
+            return self.SLOTS[name](self, scope)
+        if name in self.forms.sections:
+            return self.write(name, scope)
+        return self.pick([item for part in name.split(", ") for item in self.world.words[part]])
+
+    def several(self, count: str, name: str, scope: Scope) -> list[str]:
+        """A slot several times: for each fact of an entity, for its first ones, or `2-5` times."""
+        *kind, numbers = count.split(" ")
+        if numbers == "each":
+            n = len(scope.facts)
+        else:
+            low, *high = map(int, numbers.split("-"))
+            n = self.count(low, *high) if high else low
+            if not kind:
+                return [self.named(name, scope) for _ in range(n)]
+        facts = scope.facts[:n]
+        return [self.named(name, replace(scope, relation=r, fact=fact)) for r, fact in facts]
 
     # -- small choices
 
@@ -267,9 +287,9 @@ class Writer:
         """An item of a section of facts/."""
         return self.pick(self.world.words[name])
 
-    def words_of_line(self, name: str, fields: Mapping[str, str]) -> str:
-        """A line of a section of documents/lines.txt, filled in."""
-        return fill(self.pick(self.forms.lines[name]), fields)
+    def lines(self, name: str) -> Items:
+        """The lines of a section of documents/."""
+        return self.forms.sections[name].lines
 
     def chance(self, p: float) -> bool:
         """True in so many cases."""
@@ -297,13 +317,14 @@ class Writer:
 
     def layout(self) -> str:
         """Mostly a plain one: words that say nothing cost tokens."""
-        plain = self.forms.lines["plain layouts"]
-        return self.wording(plain if self.chance(0.65) else plain + self.forms.lines["layouts"])
+        plain = self.lines("plain layouts")
+        return self.wording(plain if self.chance(0.65) else plain + self.lines("layouts"))
 
     def lay_out(self, layout: str, key: str, value: str) -> str:
         """Key and value in a layout; with `line_start` off the value stands on its key's line."""
         layout = "{K}\n{v}" if key.endswith(" =") else layout
-        text = fill(layout, {"K": upper(key), "k": key, "v": value, "i": self.count(1, 99)})
+        fields = {"K": upper(key), "k": key, "v": value, "i": self.count(1, 99)}
+        text = fill(layout, fields)
         if self.line_start:
             return text
         head, _, value = text.rpartition("\n")
@@ -350,10 +371,51 @@ class Writer:
         self.note(relation, "running")
         return fill(self.wording(relation.running), fact.fields)
 
-    def short_value(self, relation: Relation, fact: Fact) -> str:
-        """A value by itself, whose short key or column stands elsewhere in the form."""
+    def value(self, scope: Scope) -> str:
+        """A value by itself, whose short key or column stands elsewhere in the section."""
+        relation, fact = self.statement(scope)
         self.note(relation, "line")
         return fact.value
+
+    def statement(self, scope: Scope) -> tuple[Relation, Fact]:
+        """What a statement is about: what is settled, or the next fact."""
+        relation = scope.relation or self.relation()
+        return relation, scope.fact or self.deal(relation)
+
+    # -- what the facts of a document are about; these slots leave nothing in the text
+
+    def about_entity(self, scope: Scope) -> str:
+        """All that follows is about one entity."""
+        scope.title, scope.facts = self.entity()
+        return ""
+
+    def about_relation(self, scope: Scope) -> str:
+        """All that follows is about one relation."""
+        scope.relation = self.relation()
+        scope.title = scope.relation.title
+        return ""
+
+    def about_fact(self, scope: Scope) -> str:
+        """All that follows is about one fact."""
+        scope.relation, scope.fact = self.statement(scope)
+        return ""
+
+    def about_one_of_them(self, scope: Scope) -> str:
+        """All that follows is about one fact of the entity."""
+        scope.relation, scope.fact = self.pick(scope.facts)
+        return ""
+
+    def in_one_layout(self, scope: Scope) -> str:
+        """All lines that follow have the same layout."""
+        scope.layout = self.layout()
+        return ""
+
+    def in_one_key(self, scope: Scope) -> str:
+        """All lines that follow have the same direction and key."""
+        relation = scope.relation or self.relation()
+        scope.back = bool(relation.unique_values) and self.turn(relation)
+        scope.key = self.wording(relation.keys)
+        return ""
 
     # -- documents about facts
 
@@ -364,73 +426,10 @@ class Writer:
         self.rng.shuffle(facts)
         return bare(subject), facts
 
-    def design(self, kind: str) -> str:
-        """A document in one of the forms of its kind that stand in forms.tsv."""
-        designs, title = self.forms.designs[kind], ""
-        entity = designs[0].about == "entity"
-        if entity:
-            title, facts = self.entity()
-        form = self.choose(designs)
-        relation = self.relation() if form.about == "relation" else None
-        row = self.choose(form.row) if "row" in form.same else ""
-        layout = self.layout() if "layout" in form.same else ""
-        key, back = "", None
-        if "key" in form.same and relation:
-            back = bool(relation.unique_values) and self.turn(relation)
-            key = self.wording(relation.keys)
-        n = self.count(*form.rows) if form.rows else len(facts)
-        rows, names = [], []
-        for i in range(min(n, len(facts)) if entity else n):
-            one = facts[i][0] if entity else relation or self.relation()
-            fact = facts[i][1] if entity else self.deal(one)
-            text = row or self.choose(form.row)
-            rows.append(self.row(text, one, fact, layout, key, back))
-            names.append(one.json_keys[1])
-        title = relation.title if relation else title
-        fields = {
-            "title": title,
-            "Title": upper(title),
-            "keys": in_a_row(list(dict.fromkeys(names))),
-        }
-        heading = fill(self.choose(form.heading), fields)
-        return heading + self.choose(form.between).join(rows)
-
-    def row(
-        self,
-        text: str,
-        relation: Relation,
-        fact: Fact,
-        layout: str = "",
-        key: str = "",
-        back: bool | None = None,
-    ) -> str:
-        """A row of a form, with the statements that it asks for."""
-        if "{value}" in text and not self.line_start:
-            text = text.replace("\n", " ")
-        statements: dict[str, Callable[[], str]] = {
-            "key": lambda: relation.json_keys[1],
-            "Key": lambda: upper(relation.json_keys[1]),
-            "value": lambda: self.short_value(relation, fact),
-            "line": lambda: self.line(relation, fact, layout, key, back),
-            "forward": lambda: self.line(relation, fact, layout, key, back=False),
-            "sentence": lambda: self.sentence(relation, fact),
-            "running": lambda: self.running(relation, fact),
-        }
-        return fill_each(text, statements)
-
-    def encyclopaedia(self) -> str:
-        """A title and a paragraph or two of running sentences, some facts twice in other words."""
-        title, facts = self.entity()
-        sentences = [self.running(relation, fact) for relation, fact in facts]
-        if self.chance(0.5):
-            sentences += [self.running(*self.pick(facts)) for _ in range(2)]
-        last = "\n" + self.sentence(*self.pick(facts)) if self.chance(0.3) else ""
-        return f"{upper(title)}\n\n{' '.join(sentences)}{last}"
-
     def table(self) -> str:
         """A table read by lines: under its title a subject, its value below, the next subject."""
         relation = self.relation()
-        mark = self.pick(self.forms.lines["tables"])
+        mark = self.choose(self.lines("table rows"))
         where = "line" if "\n" in mark and self.line_start else "running"
         turn = self.turn(relation)
         rows = []
@@ -474,8 +473,7 @@ class Writer:
                 continue
             first, second = self.running(relation, one), self.running(relation, two)
             if first.endswith(".") and second.endswith("."):
-                fields = {"first": first, "second": second}
-                rows.append(self.words_of_line("comparisons", fields))
+                rows.append(self.write("comparisons", first=first, second=second))
             else:
                 rows += [first, second]
         return f"{relation.title}, compared\n\n" + "\n".join(rows)
@@ -492,7 +490,7 @@ class Writer:
 
     def records(self) -> str:
         """Facts as JSON records, after a heading or in a row; keys in the table's own words."""
-        headings = self.forms.lines["records"]
+        headings = self.lines("record headings")
         rows = []
         if self.chance(0.7):
             for _ in range(self.count(2, 4)):
@@ -519,7 +517,7 @@ class Writer:
 
     def exam(self) -> str:
         """An exam sheet: questions and tasks one below the other, without any answer."""
-        heading = self.words_of_line("exams", {})
+        heading = self.write("exam headings")
         rows = []
         if self.chance(0.25):
             tale = self.tale()
@@ -574,9 +572,7 @@ class Writer:
         if self.chance(0.3):
             return upper(way) + "."
         layout = self.layout()
-        return self.lay_out(
-            layout, fill(self.wording(self.forms.lines["worked sums"]), {"x": task}), way
-        )
+        return self.lay_out(layout, fill(self.wording(self.lines("worked sums")), {"x": task}), way)
 
     def sums(self) -> str:
         """A page of sums, differences or both: plain, in words, or worked step by step."""
@@ -597,51 +593,32 @@ class Writer:
 
     # -- documents of other kinds
 
-    def timetable(self) -> str:
-        """Days, months, letters and numbers in their order, and a plan of the week."""
-        days, months = (
-            [fact.subject for fact in self.world.relations[name].facts]
-            for name in ("day after", "month after")
-        )
-        kind = self.pick((0, 1, 1, 1, 1, 2, 3))
-        if kind == 0:
-            items = self.pick((days, months, list(ALPHABET), self.world.number_words))
-            start = self.count(0, len(items) - 2)
-            return self.pick((", ", "\n", " ")).join(items[start : start + self.count(4, 12)])
-        if kind == 1:
-            return "\n".join(self.number_row() for _ in range(self.count(2, 5)))
-        who = self.words("people")
-        rows = []
-        for day in days if kind == 2 else months[self.count(0, 5) :][:6]:
-            place = self.words("places")
-            fields = {"day": day, "who": who, "place": place, "Place": upper(place)}
-            rows.append(self.words_of_line("plans", fields))
-        return f"Plan of {who}\n\n" + "\n".join(rows)
+    def items_in_a_row(self) -> str:
+        """Days, months, letters or number words in their order."""
+        items = self.pick((*self.calendar(), list(ALPHABET), self.world.number_words))
+        start = self.count(0, len(items) - 2)
+        return self.pick((", ", "\n", " ")).join(items[start : start + self.count(4, 12)])
+
+    def calendar(self) -> tuple[list[str], list[str]]:
+        """The days and the months."""
+        relations = self.world.relations
+        days, months = (relations[name].facts for name in ("day after", "month after"))
+        return [fact.subject for fact in days], [fact.subject for fact in months]
+
+    def plan(self, scope: Scope, of_week: bool) -> str:
+        """A plan of all days, or of up to six months."""
+        days, months = self.calendar()
+        times = days if of_week else months[self.count(0, 5) :][:6]
+        return "\n".join(self.write("plan", scope, day=time) for time in times)
 
     def number_row(self) -> str:
         """Numbers in a row, mostly from one to the next, after a heading with first and last."""
         by = self.pick((1, 1, 1, 1, 1, 2, 10))
         start = self.count(0, 100 - 2 * by)
         numbers = [start + by * i for i in range(self.count(3, 9)) if start + by * i <= 100]
-        fields = {"first": str(start), "last": str(numbers[-1])}
-        heading = self.words_of_line("number rows", fields) if by == 1 else ""
+        ends = {"first": str(start), "last": str(numbers[-1])}
+        heading = self.write("number headings", **ends) if by == 1 else ""
         return heading + ", ".join(map(str, numbers))
-
-    def hero(self) -> str:
-        """Who a story is about: often a name that no list holds, which only the story tells."""
-        return upper(self.made_up_word()) if self.chance(0.25) else self.words("people")
-
-    def thing(self) -> str:
-        """What a story is about."""
-        if self.chance(0.3):
-            return with_article(f"{self.words('qualities')} {self.noun()}")
-        return self.words("objects")
-
-    def place(self) -> str:
-        """Where a story happens."""
-        if self.chance(0.3):
-            return f"{self.words('prepositions')} the {self.noun()}"
-        return self.words("places")
 
     def noun(self) -> str:
         """A noun of the table of plurals."""
@@ -649,25 +626,25 @@ class Writer:
 
     def tale(self) -> dict:
         """A story of one or two people, with notes and questions about who did what, where, when."""
-        heroes, forms = [], self.forms.stories
-        for who in dict.fromkeys(self.hero() for _ in range(1 if self.chance(0.6) else 2)):
+        heroes = []
+        for who in dict.fromkeys(self.write("hero") for _ in range(1 if self.chance(0.6) else 2)):
             action = self.pick(self.world.actions)
             parts = {"who": who, "past": action["past"], "plain": action["plain"]}
-            parts["what"] = self.thing()
-            heroes.append(parts | {"where": self.place(), "when": self.words("times")})
+            parts["what"] = self.write("thing")
+            heroes.append(parts | {"where": self.write("place"), "when": self.words("times")})
         text, notes, questions, summary = [], [], [], []
         fillers = self.world.words["fillers"] + self.world.words["spoken fillers"]
         for hero in heroes:
             fields = story_fields(hero)
-            text.append(fill(self.pick(forms["openings"]), fields))
+            text.append(self.write("story openings", **fields))
             text += self.rng.sample(fillers, self.count(0, 2))
             for part in STORY_PARTS:
-                short = forms[f"{part}: short notes"] if len(heroes) == 1 else ()
-                key = self.pick(forms[f"{part}: notes"] + short)
+                short = self.lines(f"{part}: short notes") if len(heroes) == 1 else ()
+                key = self.pick(self.lines(f"{part}: notes") + short)
                 notes.append((fill(key, fields), hero[part], part))
             for part in STORY_PARTS:
-                questions.append(fill(self.pick(forms[f"{part}: questions"]), fields))
-            summary.append(fill(self.pick(forms["summaries"]), fields))
+                questions.append(self.write(f"{part}: questions", **fields))
+            summary.append(self.write("story summaries", **fields))
         self.rng.shuffle(notes)
         self.rng.shuffle(questions)
         told, short = " ".join(text), " ".join(summary)
@@ -678,10 +655,10 @@ class Writer:
         tale = self.tale()
         parts = [tale["text"]]
         if self.chance(0.3):
-            heading = self.pick(self.forms.stories["summary headings"])
+            heading = self.write("summary headings")
             parts.append(f"{heading}\n{tale['summary']}")
         if self.chance(0.75):
-            plainest = self.forms.lines["plain layouts"][:4]
+            plainest = self.lines("plain layouts")[:4]
             layout = self.layout() if self.chance(0.5) else self.pick(plainest)
             notes = tale["notes"][: self.count(1, 4)]
             for _, _, part in notes:
@@ -704,13 +681,13 @@ class Writer:
         ways = ((particular,), (general, particular), (particular, general), (general,))
         sentences = " ".join(self.pick(ways))
         if self.chance(0.6):
-            opening = fill(self.pick(self.forms.reviews["openings"]), reviewed)
+            opening = self.write("review openings", thing=reviewed["thing"])
             sentences = f"{opening} {sentences}"
         return sentences, "positive" if positive else "negative"
 
     def review(self) -> str:
         """Reviews, each with its label on the next line: one alone, or several."""
-        layout, key = self.layout(), self.pick(self.forms.reviews["labels"])
+        layout, key = self.layout(), self.write("review labels")
         rows = []
         for _ in range(self.pick((1, 2, 3, 4, 5))):
             text, label = self.opinion()
@@ -722,95 +699,54 @@ class Writer:
                 rows.append(f"{text}\n{self.lay_out(layout, key, label)}")
         return "\n\n".join(rows)
 
-    def made_up_word(self) -> str:
-        """One that means nothing: it can only be copied."""
-        syllables = (
-            self.words("onsets") + self.pick("aeiou") + self.words("codas")
-            for _ in range(self.count(1, 3))
-        )
-        return "".join(syllables)
-
-    def copied_line(self) -> str:
-        """Words, real and made up, and numbers."""
-        words = []
-        for _ in range(self.count(1, 5)):
-            real = self.pick(self.relation().facts).fields["n"]
-            made_up, name = self.made_up_word(), upper(self.made_up_word())
-            words.append(self.pick((real, made_up, name, str(self.count(0, 100)))))
-        return " ".join(words)
-
-    def character(self) -> str:
-        """A name and a trade of somebody who does not exist."""
-        if self.chance(0.4):
-            trade = f"{self.noun()} {self.words('makers')}"
-        else:
-            trade = self.words("trades")
-        trade = (self.words("adjectives") + " " if self.chance(0.5) else "") + trade
-        names = self.world.words["people"] + self.world.words["qualities"]
-        made_up = self.made_up_word(), self.made_up_word()
-        name = self.pick((*made_up, self.noun(), self.pick(names)))
-        return f"{self.words('titles')} {upper(name)}, {with_article(trade)}"
-
-    def saying(self) -> str:
-        """A few words that nobody can foresee."""
-        phrase = []
-        for _ in range(self.count(1, 4)):
-            made_up, noun, quality = self.made_up_word(), self.noun(), self.words("qualities")
-            phrase.append(self.pick((made_up, noun, quality, self.words("phrase words"))))
-        return upper(self.pick((" ", " ", " ", ", ", "-")).join(phrase)) + self.pick("!!!.?")
-
-    def copy_book(self) -> str:
-        """What stands there already, word for word: lines, lists, names, sayings."""
-        kind = self.count(0, 3)
-        if kind == 0:
-            rows = []
-            for _ in range(self.count(2, 5)):
-                rows += [self.copied_line()] * self.count(2, 3)
-            return "Copy book\n\n" + "\n".join(rows)
-        if kind == 1:
-            copied = "\n".join(self.copied_line() for _ in range(self.count(3, 7)))
-            return f"{self.words_of_line('drafts', {})}\n{copied}\n\nThe same again\n{copied}"
-        if kind == 2:
-            rows = []
-            for _ in range(self.count(2, 5)):
-                mark = self.pick(self.forms.lines["visitors"])
-                rows.append(fill(mark, {"who": self.character()}))
-            return "Visitors\n\n" + "\n".join(rows)
-        return "\n\n".join(self.closing_words() for _ in range(self.count(1, 3)))
-
-    def closing_words(self) -> str:
-        """Lines that all end with the same saying."""
-        saying = self.saying()
-        values = [self.pick(self.relation().facts).value for _ in range(self.count(1, 3))]
-        heading = self.pick(self.forms.lines["closing words"])
-        heading = fill(heading, {"who": self.words("trades"), "words": saying})
-        return "\n".join([heading, *(f"{value}. {saying}" for value in values)])
-
     def phrase_book(self) -> str:
         """Occasions, and what one says on them."""
-        rows = []
-        for phrase in self.rng.sample(self.world.phrases, self.count(3, 8)):
-            fields = phrase | {"Occasion": upper(phrase["occasion"])}
-            rows.append(self.words_of_line("phrases", fields))
-        return "Phrase book\n\n" + "\n".join(rows)
+        phrases = self.rng.sample(self.world.phrases, self.count(3, 8))
+        return "Phrase book\n\n" + "\n".join(self.write("phrases", **row) for row in phrases)
 
-    KINDS: ClassVar[dict[str, Callable[["Writer"], str]]] = {
-        "encyclopaedia": encyclopaedia,
-        "table": table,
-        "list": listing,
-        "story": story,
-        "review": review,
-        "sums": sums,
-        "comparison": comparison,
-        "timetable": timetable,
-        "records": records,
-        "copy book": copy_book,
-        "exam": exam,
-        "phrase book": phrase_book,
+    SLOTS: ClassVar[dict[str, Callable[["Writer", Scope], str]]] = {
+        # what the facts are about, and what is the same for all statements
+        "entity": about_entity,
+        "one relation": about_relation,
+        "one fact": about_fact,
+        "one of its facts": about_one_of_them,
+        "one layout": in_one_layout,
+        "one key": in_one_key,
+        # statements and their parts
+        "line": lambda self, s: self.line(*self.statement(s), s.layout, s.key, s.back),
+        "forward line": lambda self, s: self.line(*self.statement(s), s.layout, s.key, False),
+        "sentence": lambda self, s: self.sentence(*self.statement(s)),
+        "running": lambda self, s: self.running(*self.statement(s)),
+        "value": value,
+        "title": lambda self, s: s.title,
+        "key": lambda self, s: self.statement(s)[0].json_keys[1],
+        "keys": lambda self, s: in_a_row(
+            [r.json_keys[1] for r, _ in s.facts][: len(s.fields["rows"])]
+        ),
+        # words and numbers
+        "noun": lambda self, s: self.noun(),
+        "real word": lambda self, s: self.pick(self.relation().facts).fields["n"],
+        "any value": lambda self, s: self.pick(self.relation().facts).value,
+        "vowel": lambda self, s: self.pick("aeiou"),
+        "number": lambda self, s: str(self.count(0, 100)),
+        "number row": lambda self, s: self.number_row(),
+        "items in a row": lambda self, s: self.items_in_a_row(),
+        "days of the week": lambda self, s: self.plan(s, of_week=True),
+        "some months": lambda self, s: self.plan(s, of_week=False),
+        # whole documents
+        "table": lambda self, s: self.table(),
+        "list": lambda self, s: self.listing(),
+        "story": lambda self, s: self.story(),
+        "review": lambda self, s: self.review(),
+        "sums": lambda self, s: self.sums(),
+        "comparison": lambda self, s: self.comparison(),
+        "records": lambda self, s: self.records(),
+        "exam": lambda self, s: self.exam(),
+        "phrase book": lambda self, s: self.phrase_book(),
     }
 
 
-# ----------------------------------------------------------------------------------- small texts
+# ------------------------------------------------------------------------------------- small texts
 
 
 def in_a_row(words: Sequence[str]) -> str:

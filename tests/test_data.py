@@ -15,11 +15,12 @@ import pytest
 from data import make_instruct as instruct
 from data import tables, world
 from data.relations import Relation, bare, read_world
-from data.skills import I_DONT_KNOW, distance, read_book
+from data.skills import distance, read_book
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
 WORLD, BOOK = read_world(), read_book()
+I_DONT_KNOW = BOOK.skills["unknown"].answer
 RELATIONS = WORLD.relations
 
 # role names of chats; `Question:` may stand there, as a word whose opposite follows
@@ -310,7 +311,8 @@ def test_experiments_on_the_documents() -> None:
     )
     writer = world.Writer(1, line_start=False)
     keyed = [writer.line(RELATIONS["capital"], fact) for _ in range(200)]
-    keyed += [writer.row("{Key}\n{value}", RELATIONS["capital"], fact) for _ in range(5)]
+    scope = world.Scope(relation=RELATIONS["capital"], fact=fact)
+    keyed += [writer.write("key alone", scope) for _ in range(5)]
     assert not any(re.search(r"^(Kabul|Afghanistan)$", text, re.MULTILINE) for text in keyed)
 
 
@@ -499,7 +501,7 @@ def test_held_out_system_prompts_are_never_tuned() -> None:
     for skill in BOOK.tuned:
         for wording in skill.held:
             system, bar, _ = wording.partition(" ||| ")
-            if bar and system != "You are {role}.":
+            if bar and system != "You are {title} {name}, {trade}.":
                 assert not any(re.fullmatch(as_pattern(system), text) for text in systems), wording
 
 
