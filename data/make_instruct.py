@@ -1,33 +1,14 @@
 """Write the instruction data: `python data/make_instruct.py` makes both files anew, byte for byte.
 
     tiny_instruct.jsonl           conversations to tune on           split: train
-    tiny_instruct_heldout.jsonl   conversations to ask, never tuned  split: entities, wordings, tasks
+    tiny_instruct_heldout.jsonl   conversations to ask, never tuned  split: entities, wordings,
+                                                                     tasks
 
-A record is `{"messages": [...], "skill": "...", "split": "..."}`.  A *skill* is one kind of task;
-skills.py reads them from the tables.  What is held out:
+README.md says what is held out and how the skills are balanced; skills.py reads them.  Every skill
+draws from its own generator, seeded with its name, so a change to one leaves the others alone.
 
-* entities: questions in wordings of the tuning data about things that it never asks about.  Their
-  facts stand in the pretraining documents only.  A country, element or animal is held out of all
-  its skills at once, a pair of opposites in both directions, a sum in plain and in worked form.
-  For stories and reviews, the people, objects, places and sentences are new.
-* wordings: questions put as none is put in tuning; half of them about held-out things.
-* tasks: whole skills that are never tuned on.  The documents teach them, in their own way.
-
-Balance: every tuned skill gets the same number of records (`PER_SKILL`), whatever the size of its
-table, as in the task balancing of the Flan Collection, times its `shares`.  More than one have
-skills in which a form is asked for as well as a content (JSON, lists, sentences), since they mix
-several contents; those with a system prompt (forms, personas, names), since no chat has any of
-theirs; and `unknown` ("I don't know"), since one rule has to hold against all kinds of question.
-
-Besides, there are chats: a few questions of any skills one after the other, each asked nowhere
-else, with `"chat"` as their skill.  In them a model learns from more questions, and to listen to
-the last one.
-
-Answers are short and can be checked exactly: mostly the bare value, a sentence or JSON where the
-wording asks for it.  Every skill draws from its own generator, seeded with its name, so a change to
-one skill leaves the others alone.
-
-`--check` writes nothing and exits with 1 if the files on disk are not what this script makes.
+`--check` writes nothing and exits with 1 if the files on disk are not what this script makes; a
+fault in a table is one line on stderr, with exit status 2.
 """
 
 import argparse
@@ -37,6 +18,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +26,8 @@ FOLDER = Path(__file__).resolve().parent
 if str(FOLDER.parent) not in sys.path:
     sys.path.insert(0, str(FOLDER.parent))
 
-from data.skills import Book, Skill, has_word, read_book  # noqa: E402
+from data.skills import Book, Skill, has_word, read_book  # noqa: E402, F401
 from data.tables import fill  # noqa: E402
-
-__all__ = ["SKILLS", "TUNED_SKILLS", "has_word", "held_names", "make_parts", "records"]
 
 TUNING_FILE = "tiny_instruct.jsonl"
 HELDOUT_FILE = "tiny_instruct_heldout.jsonl"
@@ -62,17 +42,12 @@ CASE_MATTERS = ("element_of_symbol", "letter_after")
 
 
 def __getattr__(name: str) -> Any:
-    """TUNED_SKILLS and SKILLS are read when first used, so that `main` can report a wrong table."""
-    if name == "TUNED_SKILLS":
-        return tuple(read_book().tuned)
-    if name == "SKILLS":
-        return read_book().skills
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def held_names(relation: str) -> frozenset[str]:
-    """Bare names of the subjects held out of a relation."""
-    return read_book().held[relation]
+    """Some of the book's, read when first used, so that `main` can report a fault in a table."""
+    book = read_book(FOLDER) if name in ("TUNED_SKILLS", "SKILLS", "held_names") else None
+    if book is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    known = {"TUNED_SKILLS": tuple(book.tuned), "SKILLS": book.skills}
+    return known.get(name, book.held.__getitem__)
 
 
 # --------------------------------------------------------------------------------- tone and records
@@ -85,12 +60,9 @@ def misspell(rng: random.Random, template: str) -> str:
     if not long_ones:
         return template
     i = rng.choice(long_ones)
-    word, at = words[i], rng.randrange(1, len(words[i]) - 1)
-    slips = (
-        word[:at] + word[at + 1] + word[at] + word[at + 2 :],
-        word[:at] + word[at + 1 :],
-        word[:at] + word[at] + word[at:],
-    )
+    at = rng.randrange(1, len(words[i]) - 1)
+    head, tail = words[i][:at], words[i][at:]
+    slips = (head + tail[1] + tail[0] + tail[2:], head + tail[1:], head + tail[0] + tail)
     words[i] = rng.choice(slips)
     return " ".join(words)
 
@@ -158,20 +130,18 @@ def records(
         if tries > 200 * n:
             if may_be_fewer:
                 return
-            fault = f"only {made} of {n} different records for split {split}"
-            raise ValueError(f"{skill.name}: {fault}")
+            found = f"only {made} of {n} different records for split {split}"
+            raise ValueError(f"{skill.name}: {found}")
         if not order:
             order = list(skill.held if split == "wordings" else skill.tuned)
             order += skill.more if split == "train" else ()
             rng.shuffle(order)
-        either = "held" if skill.whole else None
+        either = "held" if "{q}" in skill.tuned else None  # its items are whole questions
         pools = {"train": "tuned", "entities": "held", "tasks": "all", "wordings": either}
-        drawn = rng.choice(
-            ("tuned", "held")
-        )  # for every split, so that the draws after it are the same
+        drawn = rng.choice(("tuned", "held"))  # in all splits: later draws depend on it
         pool = pools[split] or drawn
-        toned = split in ("train", "entities")
-        messages = conversation(rng, skill, order[-1], skill.draw(rng, pool), toned)
+        item, toned = skill.draw(rng, pool), split in ("train", "entities")
+        messages = conversation(rng, skill, order[-1], item, toned)
         key = normalised(messages, skill.book.asking["polite words"])
         if key in seen:
             continue
@@ -187,21 +157,17 @@ def records(
 def make_questions(seen: set[str], book: Book) -> list[dict]:
     """The records of one question each to tune on."""
     made = (records(skill, "train", PER_SKILL * skill.shares, seen) for skill in book.tuned)
-    return [record for of_skill in made for record in of_skill]
+    return list(chain.from_iterable(made))
 
 
 def make_chat_questions(seen: set[str], book: Book) -> list[dict]:
-    """More such records, to be joined.
-
-    None has a system prompt, which would hold for all that comes after it.
-    """
+    """More such records, to be joined; a system prompt would hold for all that comes after."""
     questions = []
     for skill in book.tuned:
-        if not skill.with_system_prompt:
+        if "|||" not in skill.tuned[0]:
             n = CHAT_QUESTIONS * skill.shares
-            made = records(skill, "train", n, seen, draw=1, may_be_fewer=True)
-            questions += [record for record in made if record["messages"][0]["role"] == "user"]
-    return questions
+            questions += records(skill, "train", n, seen, draw=1, may_be_fewer=True)
+    return [record for record in questions if record["messages"][0]["role"] == "user"]
 
 
 def join_to_chats(questions: Sequence[dict]) -> Iterator[dict]:
@@ -224,22 +190,20 @@ def make_held_out(seen: set[str], book: Book, draw: int = 0) -> list[dict]:
 
     held = [record for skill in book.tuned if skill.entities for record in asked(skill, "entities")]
     for skill in book.tuned:
-        reworded = replace(skill, draws="unknown, reworded") if skill.name == "unknown" else skill
+        reworded = replace(skill, draws="unknown reworded") if skill.name == "unknown" else skill
         held += asked(reworded, "wordings")
     return held + [record for skill in book.never_tuned for record in asked(skill, "tasks")]
 
 
-def make_parts(
-    seen: set[str], book: Book | None = None
-) -> tuple[list[dict], list[dict], list[dict]]:
+def make_parts(seen: set[str], book: Book | None = None) -> tuple[list, list, list]:
     """Single questions to tune on, those held out, and those that will be joined to chats."""
-    book = book or read_book()
+    book = book or read_book(FOLDER)
     return make_questions(seen, book), make_held_out(seen, book), make_chat_questions(seen, book)
 
 
 def make(draw: int | None = None, book: Book | None = None) -> dict[str, list[dict]]:
     """Both files' records; or those of a draw, with no question that stands in either."""
-    book, seen = book or read_book(), set[str]()
+    book, seen = book or read_book(FOLDER), set[str]()
     questions, held_out, chat_questions = make_parts(seen, book)
     if draw is not None:
         return {f"heldout-{draw}.jsonl": make_held_out(seen, book, draw)}
@@ -256,18 +220,10 @@ def as_text(rows: Sequence[dict]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; gives the exit status."""
     parser = argparse.ArgumentParser(description="Write the instruction data.")
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="write nothing; exit 1 if the files are not up to date",
-    )
-    parser.add_argument(
-        "--draw",
-        type=int,
-        metavar="N",
-        help=f"write only heldout-N.jsonl, with other questions than {HELDOUT_FILE}: "
-        "to choose settings on",
-    )
+    check = "write nothing; exit 1 if the files are not up to date"
+    parser.add_argument("--check", action="store_true", help=check)
+    draw = f"write only heldout-N.jsonl, to choose settings on: questions not in {HELDOUT_FILE}"
+    parser.add_argument("--draw", type=int, metavar="N", help=draw)
     args = parser.parse_args(argv)
     try:
         made = make(args.draw)
@@ -283,9 +239,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stale |= not same
         else:
             path.write_text(text, encoding="utf-8", newline="\n")
-            skills = len({row["skill"] for row in rows})
-            size = f"{len(rows)} conversations, {skills} skills, {len(text):,} characters"
-            print(f"{name}: {size}")
+            size = f"{len({row['skill'] for row in rows})} skills, {len(text):,} characters"
+            print(f"{name}: {len(rows)} conversations, {size}")
     return int(stale)
 
 

@@ -1,38 +1,27 @@
 """The small world: facts from the tables of facts/, and the wordings in which documents state them.
 
-A `Fact` is a subject and its value.  A `Relation` is a kind of fact: a line of facts/relations.tsv,
-two columns of a table, and wordings from wordings/statements.  An `Operation` is the same for two
-numbers and their result.  `read_world(folder)` gives all of them.
+`read_world(folder)` gives the relations, which are kinds of fact: a line of facts/relations.tsv,
+two columns of a table, and wordings from wordings/statements; and operations on two numbers.
 """
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from data import tables
-from data.tables import FOLDER, LEFT_OUT, Items, Row, Text
+from data.tables import LEFT_OUT, Items, Row, Rules, Text
 
 GROUPS = ("country", "element", "animal")  # a subject of these has facts of several relations
-SUBJECT_SLOTS = ("s", "S", "n", "N", "a", "A", "p", "P")
-VALUE_SLOTS = ("v", "V", "h", "av")
-FACT_SLOTS = SUBJECT_SLOTS + VALUE_SLOTS
-RELATION_COLUMNS = ("relation", "group", "title", "table", "subject", "value", "ways", "held out")
-PARTS = ("running", "keys", "back keys", "exam")
-
-# ------------------------------------------------------------------------------------ small grammar
+RELATION_COLUMNS = "relation,group,title,table,subject,value,ways,held out".split(",")
 
 
 def bare(name: str) -> str:
     """A name without its article: `the Netherlands` -> `Netherlands`, `a banana` -> `banana`."""
     return re.sub(r"^(the|a|an) ", "", name)
-
-
-def definite(thing: str) -> str:
-    """`a key` -> `the key`."""
-    return "the " + bare(thing)
 
 
 def upper(text: str) -> str:
@@ -43,6 +32,12 @@ def upper(text: str) -> str:
 def with_article(noun: str) -> str:
     """`cow` -> `a cow`, `owl` -> `an owl`."""
     return ("an " if noun[0] in "aeiou" else "a ") + noun
+
+
+def story_fields(hero: Mapping[str, str]) -> dict[str, str]:
+    """The slots of a wording about what somebody did."""
+    when, where = upper(hero["when"]), upper(hero["where"])
+    return {**hero, "When": when, "Where": where, "it": "the " + bare(hero["what"])}
 
 
 @dataclass(frozen=True)
@@ -65,21 +60,13 @@ class Grammar:
                 known = last + "s"
         return f"{head} {known}".strip()
 
-    def home(self, place: str) -> str:
-        """Where one finds an animal, with its preposition: `on the savanna`."""
-        return self.homes.get(place, f"in the {place}")
-
-
-# -------------------------------------------------------------------------------- facts, relations
-
 
 @dataclass(frozen=True)
 class Fact:
-    """One true statement: `subject` has `value`.  `fields` are what wordings may mention.
+    """One true statement: `subject` has `value`.  `fields` are the slots of wordings about it.
 
-    s: subject in running text, S: at a sentence's start, n: bare subject, N: bare at a line's
-    start, v: value, V: value at a sentence's start, av: value with article, and for animals a/A:
-    with article, p/P: plural; h: a home with its preposition.
+    s: subject in running text, n: without article, p: plural, a: with `a`; v: value, av: with `a`,
+    h: a home with its preposition; capital letters: the same at a sentence's start.
     """
 
     subject: str
@@ -92,7 +79,7 @@ class Fact:
         s, v, n = self.subject, self.value, bare(self.subject)
         fields = {"s": s, "S": upper(s), "n": n, "N": upper(n), "v": v, "V": upper(v)}
         fields |= {"a": with_article(n), "p": self.grammar.plural(n)}
-        fields |= {"h": self.grammar.home(v), "av": with_article(v)}
+        fields |= {"h": self.grammar.homes.get(v, f"in the {v}"), "av": with_article(v)}
         return fields | {"A": upper(fields["a"]), "P": upper(fields["p"])}
 
 
@@ -101,11 +88,10 @@ class Relation:
     """A kind of fact and its wordings.
 
     json_keys: the columns of subject and value, which are their names in records.
-    running: sentences; the value may stand anywhere, also first.
-    keys: noun phrases, or headings like `what lions eat`; the value stands on a line of its own.
-    back_keys: the same from value to subject; used only where the value belongs to one subject.
-    exam: questions and tasks for exam sheets, which are never answered.
     both_ways: the second half of the facts are those of the first turned round.
+    running: sentences.  keys: phrases after which the value stands on a line of its own.
+    back_keys: the same for the subject, only where a value belongs to one subject.
+    exam: questions and tasks for exam sheets, which are never answered.
     """
 
     name: str
@@ -113,12 +99,12 @@ class Relation:
     title: str
     json_keys: tuple[str, str]
     facts: tuple[Fact, ...]
+    both_ways: bool
+    held_out: bool
     running: Items
     keys: Items
     exam: Items
     back_keys: Items
-    both_ways: bool
-    held_out: bool
 
     @cached_property
     def unique_values(self) -> frozenset[str]:
@@ -127,8 +113,7 @@ class Relation:
         return frozenset(value for value, n in counts.items() if n == 1)
 
 
-@dataclass(frozen=True)
-class Operation:
+class Operation(NamedTuple):
     """Two numbers and a result, in words: what a `Relation` is for a table."""
 
     name: str
@@ -145,92 +130,69 @@ RESULTS: dict[str, Callable[[int, int], int]] = {
     "smaller": min,
 }
 
-# ---------------------------------------------------------------------------------------- the world
-
 
 class World:
     """All that documents and questions are made of, from one folder of tables."""
 
     def __init__(self, folder: Path) -> None:
-        facts, self.statements = folder / "facts", folder / "wordings" / "statements"
+        facts, statements = folder / "facts", folder / "wordings" / "statements"
+        read = cache(lambda name, *columns, key=1: tables.read_table(facts / name, columns, key))
         self.words = tables.read_sections(facts)
-        self.actions = tables.read_table(facts / "actions.tsv", ("past", "plain", "participle"))
-        self.reviewed = tables.read_table(facts / "reviewed.tsv", ("thing", "good", "bad"), key=3)
-        self.phrases = tables.read_table(facts / "phrases.tsv", ("words", "occasion"), key=2)
-        numbers = tables.read_table(facts / "numbers.tsv", ("number", "word", "next", "double"))
-        self.number_words = [row["word"] for row in numbers]
-        nouns = tables.read_table(facts / "plurals.tsv", ("singular", "plural"))
-        animals = tables.read_table(facts / "animal_plurals.tsv", ("singular", "plural"))
-        homes = tables.read_table(facts / "home_phrases.tsv", ("home", "phrase"))
+        self.actions = read("actions.tsv", "past", "plain", "participle")
+        self.reviewed = read("reviewed.tsv", "thing", "good", "bad", key=3)
+        self.phrases = read("phrases.tsv", "words", "occasion", key=2)
+        self.number_words = [row["word"] for row in read("numbers.tsv", "number", "word")]
+        of_nouns = ("singular", "plural")
+        nouns = read("plurals.tsv", *of_nouns) + read("animal_plurals.tsv", *of_nouns)
         self.grammar = Grammar(
-            {row["singular"]: row["plural"] for row in nouns + animals},
-            {row["home"]: row["phrase"] for row in homes},
+            {row["singular"]: row["plural"] for row in nouns},
+            {row["home"]: row["phrase"] for row in read("home_phrases.tsv", "home", "phrase")},
         )
-        rows = tables.read_table(facts / "relations.tsv", RELATION_COLUMNS)
-        sections = tables.read_sections(self.statements)
+        rows = read("relations.tsv", *RELATION_COLUMNS)
         known = {row["relation"] for row in rows} | RESULTS.keys()
-        self.parts = tables.by_part(sections, known, "relation", PARTS)
-        files = cache(lambda name: tables.read_table(facts / f"{name}.tsv"))
-        self.relations = {row["relation"]: self.read_relation(row, files) for row in rows}
-        self.operations = {name: self.operation(name) for name in RESULTS}
+        rules, of_numbers = (tables.read_rules(folder, n) for n in ("statements", "arithmetic"))
+        sections = tables.read_sections(statements)
+        self.parts = tables.by_part(sections, known, "relation", rules)
+        self.relations: dict[str, Relation] = {}
+        for row in rows:
+            table = read(f"{row['table']}.tsv")
+            self.relations[row["relation"]] = self.read_relation(row, table, rules)
+        self.operations = {}
+        for name, result in RESULTS.items():
+            wordings = self.wordings(Text(name, f"{statements}:1"), of_numbers)
+            self.operations[name] = Operation(name, result, **wordings)
         self.subjects: dict[str, dict[str, list[tuple[Relation, Fact]]]] = {g: {} for g in GROUPS}
         for relation in self.relations.values():
             for fact in relation.facts if relation.group in GROUPS else ():
                 of_subject = self.subjects[relation.group].setdefault(fact.subject, [])
                 of_subject.append((relation, fact))
 
-    def read_relation(self, row: Row, files: Callable[[str], list[Row]]) -> Relation:
+    def read_relation(self, row: Row, table: list[Row], rules: Rules) -> Relation:
         """A line of relations.tsv with its facts and wordings."""
-        subject, value, table = row["subject"], row["value"], files(row["table"])
+        name, subject, value = row["relation"], row["subject"], row["value"]
         for column in (subject, value):
             tables.one_of(column, table[0] if table else (), f"column of {row['table']}.tsv")
         pairs = [(line[subject], line[value]) for line in table]
-        tables.one_of(row["ways"], ("one", "both"), "answer, one or both")
-        if row["ways"] == "both":
+        both = tables.one_of(row["ways"], ("one", "both"), "number of ways") == "both"
+        if both:
             pairs += [(one, other) for other, one in pairs]
         facts = tuple(self.fact(*pair) for pair in pairs if LEFT_OUT not in pair)
-        return Relation(
-            row["relation"],
-            row["group"],
-            row["title"],
-            (subject, value),
-            facts,
-            self.wordings(row["relation"], "running", FACT_SLOTS, VALUE_SLOTS, SUBJECT_SLOTS),
-            self.wordings(row["relation"], "keys", SUBJECT_SLOTS, SUBJECT_SLOTS),
-            self.wordings(row["relation"], "exam", FACT_SLOTS, FACT_SLOTS),
-            self.wordings(row["relation"], "back keys", VALUE_SLOTS, VALUE_SLOTS),
-            row["ways"] == "both",
-            tables.yes(row["held out"]),
-        )
+        held_out = tables.one_of(row["held out"], tables.YES_OR_NO, "answer") == "yes"
+        keys, wordings = (subject, value), self.wordings(name, rules)
+        return Relation(name, row["group"], row["title"], keys, facts, both, held_out, **wordings)
 
-    def operation(self, name: str) -> Operation:
-        """An operation with its wordings."""
-        numbers, words = ("a", "b"), ("A", "b_words", "c_words", "c", "d")
-        place = Text(name, f"{self.statements}:1")
-        return Operation(
-            name,
-            RESULTS[name],
-            self.wordings(place, "running", numbers + words, ("c", "c_words")),
-            self.wordings(place, "keys", numbers, ("a",), ("b",)),
-            self.wordings(place, "exam", numbers, ("a",), ("b",)),
-        )
-
-    def wordings(
-        self, name: Text, part: str, known: Sequence[str], *needed: Sequence[str]
-    ) -> Items:
-        """One part of a relation's wordings; only back keys may be missing."""
-        found = self.parts.get(name, {}).get(part, ())
-        if not found and part != "back keys":
-            raise name.fault(f"no section in wordings/statements: [{name}: {part}]")
-        tables.check_slots(found, known, *needed)
-        return found
+    def wordings(self, name: Text, rules: Rules) -> dict[str, Items]:
+        """The wordings of a relation or an operation; only back keys may be missing."""
+        found = self.parts.get(name, {})
+        for part, rule in rules.items():
+            if part not in found and part != "back keys":
+                raise name.fault(f"no section in wordings/statements: [{name}: {part}]")
+            tables.check_slots(found.get(part, ()), *rule)
+        return {part.replace(" ", "_"): found.get(part, ()) for part in rules}
 
     def fact(self, subject: str, value: str) -> Fact:
         """A fact, which need not stand in a table."""
         return Fact(subject, value, self.grammar)
 
 
-@cache
-def read_world(folder: Path = FOLDER) -> World:
-    """The world that the tables of this folder describe."""
-    return World(folder)
+read_world = cache(World)  # each folder is read once

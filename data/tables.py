@@ -15,6 +15,7 @@ from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 LEFT_OUT = "-"
+YES_OR_NO = ("yes", "no")
 SLOT = re.compile(r"{([^{}]*)}")
 ESCAPES = {"n": "\n", "s": " ", "\\": "\\", "#": "#", "[": "[", "-": "-"}
 
@@ -41,18 +42,16 @@ class Text(str):
 Row = dict[str, Text]
 Items = tuple[Text, ...]
 Parts = dict[str, dict[str, Items]]
+Rules = dict[str, list[list[str]]]
 
 
 class Sections(dict[str, Items]):
     """The items of text files by the names of their sections."""
 
-    path = FOLDER
+    path: Path
 
     def __missing__(self, name: str) -> Items:
         raise ValueError(f"{self.path}:1: no section [{name}]")
-
-
-# --------------------------------------------------------------------------------- lines and cells
 
 
 def read_lines(path: Path) -> Iterator[Text]:
@@ -90,19 +89,11 @@ def repeated(line: Text) -> list[Text]:
     return [unescape(line.with_text("" if item == LEFT_OUT else item))] * times
 
 
-def whole_number(cell: Text) -> int:
-    """A cell that holds a number above 0."""
-    if not re.fullmatch(r"[1-9]\d*", cell):
-        raise cell.fault(f"not a number above 0: {cell}")
-    return int(cell)
-
-
-def span(cell: Text) -> tuple[int, int]:
-    """`5-12` -> (5, 12)."""
-    found = re.fullmatch(r"(\d+)-(\d+)", cell)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise cell.fault(f"not two numbers, the lower one first, like 5-12: {cell}")
-    return int(found[1]), int(found[2])
+def numbers_in(cell: Text, n: int = 1) -> list[int]:
+    """The numbers above 0 of a cell, which are separated by `-`: `5`, or `2-3` for two of them."""
+    if not re.fullmatch(r"[1-9]\d*" + r"-[1-9]\d*" * (n - 1), cell):
+        raise cell.fault(f"not {'a number' if n == 1 else 'numbers like 2-3'}, above 0: {cell}")
+    return [int(number) for number in cell.split("-")]
 
 
 def one_of(cell: Text, known: Container[str], what: str) -> Text:
@@ -110,11 +101,6 @@ def one_of(cell: Text, known: Container[str], what: str) -> Text:
     if cell not in known:
         raise cell.fault(f"unknown {what}: {cell}")
     return cell
-
-
-def yes(cell: Text) -> bool:
-    """Whether the cell says yes."""
-    return one_of(cell, ("yes", "no"), "answer, yes or no") == "yes"
 
 
 def names_in(cell: Text) -> list[Text]:
@@ -128,7 +114,7 @@ def names_in(cell: Text) -> list[Text]:
 def read_table(path: Path, columns: Sequence[str] = (), key: int = 1) -> list[Row]:
     """The rows of a TSV file.
 
-    columns: what its header must name; where none are given, the file decides.
+    columns: those that its header must name; there may be others.
     key: no two rows have the same in so many first columns, of which none may be left out.
     """
     lines = read_lines(path)
@@ -136,8 +122,8 @@ def read_table(path: Path, columns: Sequence[str] = (), key: int = 1) -> list[Ro
     if header is None:
         raise ValueError(f"{path}:1: no header line")
     names = header.split("\t")
-    if columns and names != list(columns):
-        raise header.fault(f"the columns must be: {', '.join(columns)}")
+    if missing := [column for column in columns if column not in names]:
+        raise header.fault(f"no column: {missing[0]}")
     rows: list[Row] = []
     first: dict[tuple[str, ...], Text] = {}
     for line in lines:
@@ -200,9 +186,6 @@ def by_part(sections: Sections, known: Container[str], what: str, parts: Contain
     return found
 
 
-# -------------------------------------------------------------------------------------------- slots
-
-
 def check_slots(texts: Sequence[Text], known: Container[str], *needed: Sequence[str]) -> None:
     """A fault where a text has an unknown slot, or none out of each group of needed ones."""
     for text in texts:
@@ -216,6 +199,18 @@ def check_slots(texts: Sequence[Text], known: Container[str], *needed: Sequence[
             if not set(group) & set(found):
                 names = " or ".join(f"{{{slot}}}" for slot in group)
                 raise text.fault(f"a wording without its slot, {names}: {str(text)!r}")
+
+
+def rule_of(row: Row) -> list[list[str]]:
+    """What `check_slots` asks: the slots of a row, and the groups of its needed ones."""
+    groups = [cell.replace(LEFT_OUT, "").split() for cell in row["needed"].split(";")]
+    return [row["slots"].replace(LEFT_OUT, "").split(), *filter(None, groups)]
+
+
+def read_rules(folder: Path, where: str) -> Rules:
+    """The rules of slots.tsv for the texts of a file or folder, by their parts."""
+    rows = read_table(folder / "slots.tsv", ("where", "part", "slots", "needed"), key=2)
+    return {row["part"]: rule_of(row) for row in rows if row["where"] == where}
 
 
 def fill(text: str, fields: Mapping[str, Any]) -> str:

@@ -1,76 +1,43 @@
 """The documents that a base model is pretrained on, written from the small world's facts.
 
-`documents(seed)` is an endless, deterministic stream of plain text.  The facts and their wordings
-come from relations.py.  The folder documents/ says how documents look: kinds.tsv how often each
-kind is written, and the sections of its text files what stands in it, as README.md explains.  A
-`Writer` fills their slots; it has the documents that need more than that as methods.
-
-Why documents are as they are, in four rules, stands in README.md, too.
+`documents(seed)` is an endless, deterministic stream of plain text.  The folder documents/ says how
+documents look: kinds.tsv how often each kind is written, the sections of its text files what stands
+in it.  A `Writer` fills their slots; what needs more than slots is a method of it.  README.md says
+why documents are as they are, and what may stand in a section.
 """
 
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
-from data import tables
-from data.relations import GROUPS, Fact, Operation, Relation, World, bare, definite, read_world
-from data.relations import upper, with_article
+from data import relations, tables
+from data.relations import GROUPS, Fact, Operation, Relation, bare, read_world, upper, with_article
 from data.tables import FOLDER, SLOT, Items, Text, fill
 
 FLOOR = 60  # a relation of fewer facts is written as often as one of this many
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 STORY_PARTS = ("who", "what", "where", "when")
+SOME = {"one to three facts": (1, 3), "two or three facts": (2, 3)}
+SETTLED = ("entity", "one relation", "one fact", "one of its facts", "one layout", "one key")
+SETTLED += ("no turning", *SOME)
 
-# ------------------------------------------------------------------------------ the forms of documents
+# --------------------------------------------------------------------------- the forms of documents
 
+KIND_COLUMNS = ("kind", "rate", "facts only")
 STEP = re.compile(r"([a-z]+) = (.+)")
-DOCUMENT_SLOT = re.compile(r"(?:(each|(?:first )?\d+(?:-\d+)?) )?(a )?([^{}]+)")
-# what the writer itself gives to some sections
-GIVEN = set("k v i x n a b subject value first second last occasion words thing between".split())
-GIVEN |= {"day", "it", "past", "plain", *STORY_PARTS}
-# the sections that the writer itself uses, and groups of slots of which each line needs one
-NEEDED: dict[str, tuple[tuple[str, ...], ...]] = {
-    "plain layouts": (("k", "K"), ("v",)),
-    "layouts": (("k", "K"), ("v",)),
-    "table rows": (("subject",), ("value",)),
-    "comparisons": (("first",), ("second",)),
-    "record headings": (("n",), ("k",)),
-    "exam headings": (),
-    "worked sums": (("x",),),
-    "plan": (("day",), ("place", "Place")),
-    "number headings": (),
-    "phrases": (("occasion", "Occasion"), ("words",)),
-    "story openings": (("who",), ("past",), ("what",)),
-    "story summaries": (("who",), ("past",)),
-    "summary headings": (),
-    "review openings": (("thing",),),
-    "review labels": (),
-} | {
-    f"{part}: {kind}": () for part in STORY_PARTS for kind in ("notes", "short notes", "questions")
-}
+DOCUMENT_SLOT = re.compile(r"(?:(each|\d+(?:-\d+)?) )?(a )?([^{}]+)")
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """A section of documents/: steps, which are done in order, and lines, of which one is taken."""
 
     steps: list[tuple[str, list[Text]]]
     lines: Items
-
-
-@dataclass(frozen=True)
-class Forms:
-    """The forms of documents of one folder of tables."""
-
-    rates: Mapping[str, int]
-    fact_kinds: Sequence[str]
-    sections: Mapping[str, Section]
-    listings: Mapping[str, Items]
 
 
 class Names(set):
@@ -97,35 +64,37 @@ def section_of(lines: Sequence[Text]) -> Section:
     return Section(steps, tuple(texts))
 
 
-@cache
-def read_forms(folder: Path = FOLDER) -> Forms:
-    """The forms of documents."""
-    world = read_world(folder)
-    raw = tables.read_sections(folder / "documents", parse=lambda line: [line])
-    listings = tables.by_part(
-        tables.Sections({name: items for name, items in raw.items() if name.endswith(": list")}),
-        world.relations,
-        "relation",
-        ("list",),
-    )
-    sections = {name: section_of(raw[name]) for name in [*raw, *NEEDED] if ": list" not in name}
-    steps = {step for section in sections.values() for step, _ in section.steps}
-    names = Names({*sections, *steps, *world.words, *Writer.SLOTS} | GIVEN)
-    for name, section in sections.items():
-        for _, texts in section.steps:
-            tables.check_slots(texts, names)
-        tables.check_slots(section.lines, names, *NEEDED.get(name, ()))
-    for parts in listings.values():
-        tables.check_slots(parts["list"], ("v", "V"), ("v", "V"))
-    kinds = tables.read_table(folder / "documents" / "kinds.tsv", ("kind", "rate", "facts only"))
-    for row in kinds:
-        tables.one_of(row["kind"], {*sections, *Writer.SLOTS}, "kind of document")
-    return Forms(
-        {row["kind"]: tables.whole_number(row["rate"]) for row in kinds},
-        [row["kind"] for row in kinds if tables.yes(row["facts only"])],
-        sections,
-        {name: parts["list"] for name, parts in listings.items()},
-    )
+class Forms:
+    """The forms of documents of one folder of tables."""
+
+    def __init__(self, folder: Path) -> None:
+        world, rules = read_world(folder), tables.read_rules(folder, "documents")
+        raw = tables.read_sections(folder / "documents", parse=lambda line: [line])
+        self.sections = {name: section_of(raw[name]) for name in [*raw, *rules]}
+        steps = {step for section in self.sections.values() for step, _ in section.steps}
+        given = {slot for rule in rules.values() for slot in rule[0]}
+        names = Names({*self.sections, *steps, *given, *world.words, *Writer.SLOTS})
+        for name, section in self.sections.items():
+            for _, texts in section.steps:
+                tables.check_slots(texts, names)
+                for text in (text for text in texts if text.startswith("one of ")):
+                    tables.one_of(text.with_text(text[7:]), self.sections, "section")
+            tables.check_slots(section.lines, names, *rules.get(name, [()])[1:])
+        listed = [name.with_text(name[:-6]) for name in raw if name.endswith(": list")]
+        self.listings = [tables.one_of(name, world.relations, "relation") for name in listed]
+        kinds = tables.read_table(folder / "documents" / "kinds.tsv", KIND_COLUMNS)
+        for row in kinds:
+            tables.one_of(row["kind"], {*self.sections, *Writer.SLOTS}, "kind of document")
+            tables.one_of(row["facts only"], tables.YES_OR_NO, "answer")
+        self.rates = {row["kind"]: tables.numbers_in(row["rate"])[0] for row in kinds}
+        self.fact_kinds = [row["kind"] for row in kinds if row["facts only"] == "yes"]
+
+
+read_forms = cache(Forms)  # each folder is read once
+
+
+class Line(Text):
+    """A line of a section that is taken, but not yet filled in."""
 
 
 @dataclass
@@ -145,38 +114,25 @@ class Scope:
 # --------------------------------------------------------------------------------------- the writer
 
 
-class Deck:
-    """Cards dealt without replacement, shuffled anew when they are all dealt: each gets its turn."""
-
-    def __init__(self, cards: Sequence, rng: random.Random) -> None:
-        self.cards, self.rng, self.left = list(cards), rng, []
-
-    def deal(self):
-        """The next card."""
-        if not self.left:
-            self.left = self.cards[:]
-            self.rng.shuffle(self.left)
-        return self.left.pop()
+def dealt(cards: Sequence, rng: random.Random) -> Iterator:
+    """Cards without replacement, shuffled anew when all are dealt: each gets its turn."""
+    while True:
+        left = list(cards)
+        rng.shuffle(left)
+        yield from reversed(left)
 
 
-def sum_pairs() -> list[tuple[int, int]]:
-    """All with a sum up to 100; the small ones, which the others are worked out with, six times."""
-    pairs = [(a, b) for a in range(1, 100) for b in range(1, 101 - a)]
+def pairs_of_numbers(adding: bool) -> list[tuple[int, int]]:
+    """All with a result from 0 to 100; small ones, which others are worked out with, six times."""
+    pairs = [(a, b) for a in range(1, 101) for b in range(1, 101 - a if adding else a + 1)]
     return pairs + 5 * [(a, b) for a, b in pairs if max(a, b) <= 20]
-
-
-def difference_pairs() -> list[tuple[int, int]]:
-    """All with a difference of 0 or more; the small ones six times."""
-    pairs = [(a, b) for a in range(1, 101) for b in range(1, a + 1)]
-    return pairs + 5 * [(a, b) for a, b in pairs if a <= 20]
 
 
 class Writer:
     """Writes documents; `tally` counts statements by relation and by where the value stands.
 
-    tally[name, "line"]: value at a line's start, after its key (`back`: subject after its value).
-    tally[name, "sentence"]: a whole sentence on a line after its heading.
-    tally[name, "running"]: all others.
+    "line": at a line's start, after its key; "back": there the subject, after its value;
+    "sentence": in a sentence on a line after its heading; "running": anywhere else.
     """
 
     def __init__(
@@ -195,10 +151,10 @@ class Writer:
         self.weights = [max(FLOOR, len(relation.facts)) for relation in self.relations]
         self.tally: Counter = Counter()
         self.served = {relation.name: 0.0 for relation in every}
-        self.decks = {relation.name: Deck(relation.facts, self.rng) for relation in every}
-        pairs = {"sum": sum_pairs(), "difference": difference_pairs()}
-        self.pairs = {name: Deck(cards, self.rng) for name, cards in pairs.items()}
-        self.entities = Deck([(g, s) for g in GROUPS for s in self.world.subjects[g]], self.rng)
+        self.decks = {relation.name: dealt(relation.facts, self.rng) for relation in every}
+        pairs = {"sum": pairs_of_numbers(adding=True), "difference": pairs_of_numbers(adding=False)}
+        self.pairs = {name: dealt(cards, self.rng) for name, cards in pairs.items()}
+        self.entities = dealt([(g, s) for g in GROUPS for s in self.world.subjects[g]], self.rng)
         self.kinds = self.forms.fact_kinds if group else list(self.forms.rates)
         self.rates = [self.forms.rates[kind] for kind in self.kinds]
 
@@ -216,31 +172,33 @@ class Writer:
         scope = replace(scope, fields=inherited | fields)
         for step, texts in section.steps:
             scope.fields[step] = self.step(self.choose(texts), scope)
-        line = self.choose(section.lines)
-        if "{value}" in line and not self.line_start:
-            line = line.with_text(line.replace("\n", " "))
-        return self.filled(line, scope)
+        return self.filled(self.choose(section.lines), scope)
 
     def step(self, text: Text, scope: Scope) -> str | list[str]:
         """What a step says; several texts stay apart until it is known what stands between them."""
+        if text.startswith("one of "):
+            return Line(self.choose(self.lines(text[7:])), text.where)
         found = DOCUMENT_SLOT.fullmatch(text[1:-1])
-        alone = found and text == f"{{{found[0]}}}" and found[1]
-        return self.several(found[1], found[3], scope) if alone else self.filled(text, scope)
+        if found and found[1] and text == f"{{{found[0]}}}":
+            return self.several(found[1], text.with_text(found[3]), scope)
+        return self.filled(text, scope)
 
     def filled(self, text: Text, scope: Scope) -> str:
         """A text with its slots replaced."""
+        if "{value}" in text and not self.line_start:
+            text = text.with_text(text.replace("\n", " "))
 
         def slot(match: re.Match) -> str:
             count, article, name = DOCUMENT_SLOT.fullmatch(match[1]).groups()
             small = name[:1].lower() + name[1:]
             if count:
-                value = self.several(count, name, scope)
+                value = self.several(count, text.with_text(name), scope)
             elif name in scope.fields or small in scope.fields:
                 value = scope.fields.get(name, scope.fields.get(small))
-            elif small in GIVEN and small not in self.SLOTS:
-                raise text.fault(f"nothing gives this slot here: {match[0]}")
             else:
-                value = self.named(small, scope)
+                value = self.named(text.with_text(small), scope)
+            if isinstance(value, Line):
+                value = self.filled(value, scope)
             if isinstance(value, list):
                 value = scope.fields.get("between", "\n").join(value)
             value = value if name == small else upper(value)
@@ -248,26 +206,25 @@ class Writer:
 
         return SLOT.sub(slot, text)
 
-    def named(self, name: str, scope: Scope) -> str:
+    def named(self, name: Text, scope: Scope) -> str:
         """What a slot stands for: something of the writer, a section, or an item of facts/."""
         if name in self.SLOTS:
             return self.SLOTS[name](self, scope)
         if name in self.forms.sections:
             return self.write(name, scope)
-        return self.pick([item for part in name.split(", ") for item in self.world.words[part]])
+        lists, words = name.split(", "), self.world.words
+        if any(part not in words for part in lists):
+            raise name.fault(f"nothing gives this slot here: {{{name}}}")
+        return self.pick([text for part in lists for text in words[part]])
 
-    def several(self, count: str, name: str, scope: Scope) -> list[str]:
-        """A slot several times: for each fact of an entity, for its first ones, or `2-5` times."""
-        *kind, numbers = count.split(" ")
-        if numbers == "each":
-            n = len(scope.facts)
-        else:
-            low, *high = map(int, numbers.split("-"))
-            n = self.count(low, *high) if high else low
-            if not kind:
-                return [self.named(name, scope) for _ in range(n)]
-        facts = scope.facts[:n]
-        return [self.named(name, replace(scope, relation=r, fact=fact)) for r, fact in facts]
+    def several(self, count: str, name: Text, scope: Scope) -> list[str]:
+        """A slot several times: for each fact that is settled, or `2-5` times."""
+        if count == "each":
+            scopes = [replace(scope, relation=one, fact=fact) for one, fact in scope.facts]
+            return [self.named(name, one) for one in scopes]
+        low, *high = map(int, count.split("-"))
+        n = self.count(low, *high) if high else low
+        return [self.named(name, scope) for _ in range(n)]
 
     # -- small choices
 
@@ -282,10 +239,6 @@ class Writer:
     def wording(self, items: Sequence[str]) -> str:
         """One of a fact's wordings; only the first few where the experiment asks for few."""
         return self.pick(items if self.wordings is None else items[: self.wordings])
-
-    def words(self, name: str) -> str:
-        """An item of a section of facts/."""
-        return self.pick(self.world.words[name])
 
     def lines(self, name: str) -> Items:
         """The lines of a section of documents/."""
@@ -303,10 +256,6 @@ class Writer:
         """The least served of four relations drawn by size: keeps facts of all equally frequent."""
         drawn = self.rng.choices(self.relations, self.weights, k=4)
         return min(drawn, key=lambda relation: self.served[relation.name])
-
-    def deal(self, relation: Relation) -> Fact:
-        """The next fact of a relation."""
-        return self.decks[relation.name].deal()
 
     def note(self, relation: Relation, where: str) -> None:
         """Count a statement."""
@@ -331,34 +280,24 @@ class Writer:
         return f"{head.rstrip()} {value}"
 
     def turn(self, relation: Relation) -> bool:
-        """Whether to write from value to subject; mostly so where each entity has its own value.
-
-        Documents about an entity never turn a fact, and a fact read in one direction is not known
-        in the other.
-        """
-        own_values = len(relation.unique_values) == len(relation.facts)
-        often = relation.group in GROUPS and own_values
+        """Whether to write from value to subject; mostly where each subject has its own value."""
+        often = relation.group in GROUPS and len(relation.unique_values) == len(relation.facts)
         return bool(relation.back_keys) and self.chance(0.8 if often else 0.45)
 
-    def line(
-        self,
-        relation: Relation,
-        fact: Fact,
-        layout: str = "",
-        key: str = "",
-        back: bool | None = None,
-    ) -> str:
+    def line(self, relation: Relation, fact: Fact, scope: Scope | None = None) -> str:
         """A statement with the value at a line's start, after its key; sometimes turned round."""
         may_turn = relation.back_keys and fact.value in relation.unique_values
-        turned = may_turn and (self.turn(relation) if back is None else back)
+        scope = scope or Scope()
+        turned = may_turn and (self.turn(relation) if scope.back is None else scope.back)
         self.note(relation, "back" if turned else "line")
+        key = scope.key
         if not key or turned:
             key = self.wording(relation.back_keys if turned else relation.keys)
         key = fill(key, fact.fields)
         if self.chance(0.03):
             key = key.lower()
         value = fact.fields["n"] if turned else fact.value
-        return self.lay_out(layout or self.layout(), key, value)
+        return self.lay_out(scope.layout or self.layout(), key, value)
 
     def sentence(self, relation: Relation, fact: Fact) -> str:
         """A heading, then the fact as a whole sentence on the next line."""
@@ -380,145 +319,109 @@ class Writer:
     def statement(self, scope: Scope) -> tuple[Relation, Fact]:
         """What a statement is about: what is settled, or the next fact."""
         relation = scope.relation or self.relation()
-        return relation, scope.fact or self.deal(relation)
+        return relation, scope.fact or next(self.decks[relation.name])
 
-    # -- what the facts of a document are about; these slots leave nothing in the text
+    def stated(self, scope: Scope) -> Sequence[tuple[Relation, Fact]]:
+        """The facts of an entity, or one of a relation."""
+        return scope.facts or [self.statement(scope)]
 
-    def about_entity(self, scope: Scope) -> str:
-        """All that follows is about one entity."""
-        scope.title, scope.facts = self.entity()
-        return ""
-
-    def about_relation(self, scope: Scope) -> str:
-        """All that follows is about one relation."""
-        scope.relation = self.relation()
-        scope.title = scope.relation.title
-        return ""
-
-    def about_fact(self, scope: Scope) -> str:
-        """All that follows is about one fact."""
-        scope.relation, scope.fact = self.statement(scope)
-        return ""
-
-    def about_one_of_them(self, scope: Scope) -> str:
-        """All that follows is about one fact of the entity."""
-        scope.relation, scope.fact = self.pick(scope.facts)
-        return ""
-
-    def in_one_layout(self, scope: Scope) -> str:
-        """All lines that follow have the same layout."""
-        scope.layout = self.layout()
-        return ""
-
-    def in_one_key(self, scope: Scope) -> str:
-        """All lines that follow have the same direction and key."""
-        relation = scope.relation or self.relation()
-        scope.back = bool(relation.unique_values) and self.turn(relation)
-        scope.key = self.wording(relation.keys)
+    def settle(self, what: str, scope: Scope) -> str:
+        """What all that follows is about, or has in common; leaves nothing in the text."""
+        if what == "entity":
+            scope.title, scope.facts = self.entity()
+        elif what == "one relation":
+            scope.relation = self.relation()
+            scope.title = scope.relation.title
+        elif what == "one fact":
+            scope.relation, scope.fact = self.statement(scope)
+        elif what == "one of its facts":
+            scope.relation, scope.fact = self.pick(scope.facts)
+        elif what == "one layout":
+            scope.layout = self.layout()
+        elif what == "one key" and scope.relation:
+            scope.back = bool(scope.relation.unique_values) and self.turn(scope.relation)
+            scope.key = self.wording(scope.relation.keys)
+        elif what == "no turning":
+            scope.back = False
+        else:
+            scope.facts = scope.facts[: self.count(*SOME[what])]
         return ""
 
     # -- documents about facts
 
     def entity(self) -> tuple[str, list[tuple[Relation, Fact]]]:
         """A country, an element or an animal with all its facts, in random order."""
-        group, subject = self.entities.deal()
+        group, subject = next(self.entities)
         facts = self.world.subjects[group][subject][:]
         self.rng.shuffle(facts)
         return bare(subject), facts
 
-    def table(self) -> str:
+    def table(self, scope: Scope) -> str:
         """A table read by lines: under its title a subject, its value below, the next subject."""
-        relation = self.relation()
-        mark = self.choose(self.lines("table rows"))
+        relation, mark, rows = self.relation(), self.choose(self.lines("table rows")), []
         where = "line" if "\n" in mark and self.line_start else "running"
         turn = self.turn(relation)
-        rows = []
         for _ in range(self.count(6, 14)):
-            fact = self.deal(relation)
+            fact = next(self.decks[relation.name])
             turned = turn and fact.value in relation.unique_values
             self.note(relation, "back" if turned else where)
-            subject, value = fact.fields["n"], fact.value
-            if turned:
-                subject, value = value, subject
+            pair = (fact.fields["n"], fact.value)
+            subject, value = reversed(pair) if turned else pair
             rows.append(fill(mark, {"subject": subject, "value": value}))
         text = f"{relation.title}\n\n" + "\n".join(rows)
         return text if where == "line" else text.replace(":\n", ": ")
 
-    def listing(self) -> str:
+    def listing(self, scope: Scope) -> str:
         """What shares a value: the countries of a continent, red things, mammals."""
-        name = self.pick(list(self.forms.listings))
+        name = self.pick(self.forms.listings)
         relation = self.world.relations[name]
         value = self.pick(sorted({fact.value for fact in relation.facts} - relation.unique_values))
         members = [fact.fields["n"] for fact in relation.facts if fact.value == value]
         self.rng.shuffle(members)
         members = members[: self.count(3, 10)]
-        fields = {"v": value, "V": upper(value)}
-        heading = fill(self.pick(self.forms.listings[name]), fields)
+        heading = self.write(f"{name}: list", v=value)
         if self.chance(0.5):
             return f"{heading}:\n" + "\n".join(members)
         return f"{heading}: {', '.join(members[:-1])} and {members[-1]}."
 
-    def comparison(self) -> str:
-        """Two subjects side by side, and numbers by size."""
-        if self.chance(0.35):
-            return self.number_comparison()
-        relation = self.relation()
-        rows = []
+    def fact_comparison(self, scope: Scope) -> str:
+        """Two subjects side by side."""
+        relation, rows = self.relation(), []
         for _ in range(self.count(2, 5)):
-            one, two = self.deal(relation), self.deal(relation)
+            one, two = (next(self.decks[relation.name]) for _ in range(2))
             if one.value == two.value:
                 both = f"{upper(one.fields['n'])} and {two.fields['n']}"
                 rows.append(f"{both} are alike here: {one.value}.")
                 self.note(relation, "running")
                 continue
-            first, second = self.running(relation, one), self.running(relation, two)
-            if first.endswith(".") and second.endswith("."):
-                rows.append(self.write("comparisons", first=first, second=second))
-            else:
-                rows += [first, second]
+            pair = [self.running(relation, one), self.running(relation, two)]
+            if all(sentence.endswith(".") for sentence in pair):
+                pair = [self.write("comparisons", first=pair[0], second=pair[1])]
+            rows += pair
         return f"{relation.title}, compared\n\n" + "\n".join(rows)
 
-    def number_comparison(self) -> str:
+    def number_comparison(self, scope: Scope) -> str:
         """Which of two numbers is greater, or smaller, several times."""
-        operation = self.world.operations[self.pick(("greater", "smaller"))]
-        rows = []
+        operation, rows = self.world.operations[self.pick(("greater", "smaller"))], []
         for _ in range(self.count(5, 12)):
             a, b = self.count(0, 100), self.count(0, 100)
             if a != b:
                 rows.append(self.calculation(operation, a, b))
         return "\n".join(rows)
 
-    def records(self) -> str:
-        """Facts as JSON records, after a heading or in a row; keys in the table's own words."""
-        headings = self.lines("record headings")
-        rows = []
-        if self.chance(0.7):
-            for _ in range(self.count(2, 4)):
-                title, facts = self.entity()
-                facts = facts[: self.count(1, 3)]
-                cells = [(facts[0][0].json_keys[0], title)]
-                for relation, fact in facts:
-                    self.note(relation, "running")
-                    cells.append((relation.json_keys[1], fact.value))
-                keys = in_a_row([key for key, _ in cells[1:]])
-                heading = fill(self.pick(headings), {"n": title, "k": keys})
-                rows.append(heading + json_object(cells))
-        else:
-            relation, bare_rows = self.relation(), self.chance(0.4)
-            mark = self.pick(headings)
-            for _ in range(self.count(3, 6)):
-                fact = self.deal(relation)
-                self.note(relation, "running")
-                subject, value = relation.json_keys
-                heading = "" if bare_rows else fill(mark, {"n": fact.fields["n"], "k": value})
-                cells = [(subject, fact.fields["n"]), (value, fact.value)]
-                rows.append(heading + json_object(cells))
-        return "\n".join(rows)
+    def record(self, scope: Scope) -> str:
+        """Facts as a JSON record; keys in the table's own words."""
+        facts = self.stated(scope)
+        title = scope.title if scope.facts else facts[0][1].fields["n"]
+        cells = [(facts[0][0].json_keys[0], title)]
+        for relation, fact in facts:
+            self.note(relation, "running")
+            cells.append((relation.json_keys[1], fact.value))
+        return json_object(cells)
 
-    def exam(self) -> str:
+    def exam(self, scope: Scope) -> str:
         """An exam sheet: questions and tasks one below the other, without any answer."""
-        heading = self.write("exam headings")
-        rows = []
+        heading, rows = self.write("exam headings"), []
         if self.chance(0.25):
             tale = self.tale()
             rows = [f"Read the story. {tale['text']}"] + tale["questions"]
@@ -542,7 +445,7 @@ class Writer:
     def pair(self, operation: Operation) -> tuple[int, int]:
         """Two numbers for an operation."""
         if operation.name in self.pairs:
-            return self.pairs[operation.name].deal()
+            return next(self.pairs[operation.name])
         a = self.count(0, 100)
         return a, (a + self.count(1, 99)) % 101
 
@@ -574,7 +477,7 @@ class Writer:
         layout = self.layout()
         return self.lay_out(layout, fill(self.wording(self.lines("worked sums")), {"x": task}), way)
 
-    def sums(self) -> str:
+    def sums(self, scope: Scope) -> str:
         """A page of sums, differences or both: plain, in words, or worked step by step."""
         names = self.pick((("sum",), ("difference",), ("sum", "difference")))
         style = self.pick(("plain", "mixed", "mixed", "mixed", "steps", "lines", "lines", "lines"))
@@ -593,25 +496,21 @@ class Writer:
 
     # -- documents of other kinds
 
-    def items_in_a_row(self) -> str:
+    def items_in_a_row(self, scope: Scope) -> str:
         """Days, months, letters or number words in their order."""
-        items = self.pick((*self.calendar(), list(ALPHABET), self.world.number_words))
+        named = (self.world.relations[name].facts for name in ("day after", "month after"))
+        orders = [[fact.subject for fact in facts] for facts in named]
+        items = self.pick((*orders, list(ALPHABET), self.world.number_words))
         start = self.count(0, len(items) - 2)
         return self.pick((", ", "\n", " ")).join(items[start : start + self.count(4, 12)])
 
-    def calendar(self) -> tuple[list[str], list[str]]:
-        """The days and the months."""
-        relations = self.world.relations
-        days, months = (relations[name].facts for name in ("day after", "month after"))
-        return [fact.subject for fact in days], [fact.subject for fact in months]
+    def plan(self, scope: Scope, relation: str, n: int) -> str:
+        """A plan of `n` days or months in their order."""
+        times = [fact.subject for fact in self.world.relations[relation].facts]
+        start = self.count(0, len(times) - n - 1) if len(times) > n else 0
+        return "\n".join(self.write("plan", scope, day=time) for time in times[start:][:n])
 
-    def plan(self, scope: Scope, of_week: bool) -> str:
-        """A plan of all days, or of up to six months."""
-        days, months = self.calendar()
-        times = days if of_week else months[self.count(0, 5) :][:6]
-        return "\n".join(self.write("plan", scope, day=time) for time in times)
-
-    def number_row(self) -> str:
+    def number_row(self, scope: Scope) -> str:
         """Numbers in a row, mostly from one to the next, after a heading with first and last."""
         by = self.pick((1, 1, 1, 1, 1, 2, 10))
         start = self.count(0, 100 - 2 * by)
@@ -620,22 +519,18 @@ class Writer:
         heading = self.write("number headings", **ends) if by == 1 else ""
         return heading + ", ".join(map(str, numbers))
 
-    def noun(self) -> str:
-        """A noun of the table of plurals."""
-        return self.pick(self.world.relations["plural"].facts).fields["n"]
-
     def tale(self) -> dict:
-        """A story of one or two people, with notes and questions about who did what, where, when."""
+        """A story of one or two people, with notes and questions about it."""
         heroes = []
         for who in dict.fromkeys(self.write("hero") for _ in range(1 if self.chance(0.6) else 2)):
             action = self.pick(self.world.actions)
-            parts = {"who": who, "past": action["past"], "plain": action["plain"]}
-            parts["what"] = self.write("thing")
-            heroes.append(parts | {"where": self.write("place"), "when": self.words("times")})
+            hero = {"who": who, "past": action["past"], "plain": action["plain"]}
+            hero |= {"what": self.write("thing"), "where": self.write("place")}
+            heroes.append(hero | {"when": self.pick(self.world.words["times"])})
         text, notes, questions, summary = [], [], [], []
         fillers = self.world.words["fillers"] + self.world.words["spoken fillers"]
         for hero in heroes:
-            fields = story_fields(hero)
+            fields = relations.story_fields(hero)
             text.append(self.write("story openings", **fields))
             text += self.rng.sample(fillers, self.count(0, 2))
             for part in STORY_PARTS:
@@ -650,103 +545,75 @@ class Writer:
         told, short = " ".join(text), " ".join(summary)
         return {"text": told, "notes": notes, "questions": questions, "summary": short}
 
-    def story(self) -> str:
+    def story(self, scope: Scope) -> str:
         """A story, often with a summary or with notes below it, now and then as a record."""
         tale = self.tale()
         parts = [tale["text"]]
         if self.chance(0.3):
-            heading = self.write("summary headings")
-            parts.append(f"{heading}\n{tale['summary']}")
+            parts.append(f"{self.write('summary headings')}\n{tale['summary']}")
         if self.chance(0.75):
             plainest = self.lines("plain layouts")[:4]
             layout = self.layout() if self.chance(0.5) else self.pick(plainest)
             notes = tale["notes"][: self.count(1, 4)]
-            for _, _, part in notes:
-                self.tally["story " + part, "line"] += 1
+            self.tally.update(("story " + part, "line") for _, _, part in notes)
             parts.append("\n".join(self.lay_out(layout, key, value) for key, value, _ in notes))
         elif len(tale["notes"]) == 4:
-            value_of = {part: value for _, value, part in tale["notes"]}
-            found = [(part, value_of[part]) for part in STORY_PARTS]
+            noted = {part: value for _, value, part in tale["notes"]}
+            found = [(part, noted[part]) for part in STORY_PARTS]
             cells = found if self.chance(0.5) else self.rng.sample(found, self.count(1, 3))
             keys = in_a_row([part for part, _ in cells])
             parts.append(f"As a record: {keys}\n{json_object(cells)}")
         return "\n\n".join(parts)
 
-    def opinion(self) -> tuple[str, str]:
-        """A short review, and whether it is positive or negative."""
-        reviewed = self.pick(self.world.reviewed)
-        positive = self.chance(0.5)
-        particular = reviewed["good" if positive else "bad"]
-        general = self.words("praise" if positive else "blame")
-        ways = ((particular,), (general, particular), (particular, general), (general,))
-        sentences = " ".join(self.pick(ways))
-        if self.chance(0.6):
-            opening = self.write("review openings", thing=reviewed["thing"])
-            sentences = f"{opening} {sentences}"
-        return sentences, "positive" if positive else "negative"
-
-    def review(self) -> str:
+    def review(self, scope: Scope) -> str:
         """Reviews, each with its label on the next line: one alone, or several."""
-        layout, key = self.layout(), self.write("review labels")
-        rows = []
-        for _ in range(self.pick((1, 2, 3, 4, 5))):
-            text, label = self.opinion()
-            if self.chance(0.1):
-                self.tally["sentiment", "running"] += 1
+        layout, key, rows = self.layout(), self.write("review labels"), []
+        for _ in range(self.count(1, 5)):
+            reviewed = self.pick(self.world.reviewed)
+            good, label = ("good", "positive") if self.chance(0.5) else ("bad", "negative")
+            general = self.pick(self.world.words["praise" if good == "good" else "blame"])
+            own = reviewed[good]
+            text = self.pick((own, f"{general} {own}", f"{own} {general}", general))
+            if self.chance(0.6):
+                text = f"{self.write('review openings', thing=reviewed['thing'])} {text}"
+            in_text = self.chance(0.1)
+            self.tally["sentiment", "running" if in_text else "line"] += 1
+            if in_text:
                 rows.append(f"This is a {label} review. {text}")
             else:
-                self.tally["sentiment", "line"] += 1
                 rows.append(f"{text}\n{self.lay_out(layout, key, label)}")
         return "\n\n".join(rows)
 
-    def phrase_book(self) -> str:
+    def phrase_book(self, scope: Scope) -> str:
         """Occasions, and what one says on them."""
         phrases = self.rng.sample(self.world.phrases, self.count(3, 8))
         return "Phrase book\n\n" + "\n".join(self.write("phrases", **row) for row in phrases)
 
     SLOTS: ClassVar[dict[str, Callable[["Writer", Scope], str]]] = {
         # what the facts are about, and what is the same for all statements
-        "entity": about_entity,
-        "one relation": about_relation,
-        "one fact": about_fact,
-        "one of its facts": about_one_of_them,
-        "one layout": in_one_layout,
-        "one key": in_one_key,
+        **{what: lambda self, s, what=what: self.settle(what, s) for what in SETTLED},
         # statements and their parts
-        "line": lambda self, s: self.line(*self.statement(s), s.layout, s.key, s.back),
-        "forward line": lambda self, s: self.line(*self.statement(s), s.layout, s.key, False),
+        "line": lambda self, s: self.line(*self.statement(s), s),
         "sentence": lambda self, s: self.sentence(*self.statement(s)),
         "running": lambda self, s: self.running(*self.statement(s)),
-        "value": value,
-        "title": lambda self, s: s.title,
+        "title": lambda self, s: s.fact.fields["n"] if s.fact else s.title,
         "key": lambda self, s: self.statement(s)[0].json_keys[1],
-        "keys": lambda self, s: in_a_row(
-            [r.json_keys[1] for r, _ in s.facts][: len(s.fields["rows"])]
-        ),
+        "keys": lambda self, s: in_a_row([one.json_keys[1] for one, _ in self.stated(s)]),
         # words and numbers
-        "noun": lambda self, s: self.noun(),
-        "real word": lambda self, s: self.pick(self.relation().facts).fields["n"],
-        "any value": lambda self, s: self.pick(self.relation().facts).value,
-        "vowel": lambda self, s: self.pick("aeiou"),
-        "number": lambda self, s: str(self.count(0, 100)),
-        "number row": lambda self, s: self.number_row(),
-        "items in a row": lambda self, s: self.items_in_a_row(),
-        "days of the week": lambda self, s: self.plan(s, of_week=True),
-        "some months": lambda self, s: self.plan(s, of_week=False),
-        # whole documents
-        "table": lambda self, s: self.table(),
-        "list": lambda self, s: self.listing(),
-        "story": lambda self, s: self.story(),
-        "review": lambda self, s: self.review(),
-        "sums": lambda self, s: self.sums(),
-        "comparison": lambda self, s: self.comparison(),
-        "records": lambda self, s: self.records(),
-        "exam": lambda self, s: self.exam(),
-        "phrase book": lambda self, s: self.phrase_book(),
+        "noun": lambda self, _: self.pick(self.world.relations["plural"].facts).fields["n"],
+        "real word": lambda self, _: self.pick(self.relation().facts).fields["n"],
+        "any value": lambda self, _: self.pick(self.relation().facts).value,
+        "vowel": lambda self, _: self.pick("aeiou"),
+        "number": lambda self, _: str(self.count(0, 100)),
+        "days of the week": lambda self, s: self.plan(s, "day after", 7),
+        "some months": lambda self, s: self.plan(s, "month after", 6),
+        **{
+            method.__name__.replace("_", " "): method
+            for method in (value, record, number_row, items_in_a_row, number_comparison, table)
+            + (story, review, sums, fact_comparison, exam, phrase_book)
+        },
+        "list": listing,
     }
-
-
-# ------------------------------------------------------------------------------------- small texts
 
 
 def in_a_row(words: Sequence[str]) -> str:
@@ -756,16 +623,8 @@ def in_a_row(words: Sequence[str]) -> str:
 
 def json_object(cells: Sequence[tuple[str, str]]) -> str:
     """A JSON object on one line; whole numbers stand without quotation marks."""
-    parts = (
-        f'"{key}": {value}' if value.isdigit() else f'"{key}": "{value}"' for key, value in cells
-    )
-    return "{" + ", ".join(parts) + "}"
-
-
-def story_fields(hero: Mapping[str, str]) -> dict[str, str]:
-    """The slots of a wording about what somebody did."""
-    when, where = upper(hero["when"]), upper(hero["where"])
-    return {**hero, "When": when, "Where": where, "it": definite(hero["what"])}
+    quoted = ((key, value if value.isdigit() else f'"{value}"') for key, value in cells)
+    return "{" + ", ".join(f'"{key}": {value}' for key, value in quoted) + "}"
 
 
 def sum_steps(a: int, b: int) -> str:
@@ -807,10 +666,8 @@ def documents(
 ) -> Iterator[str]:
     """An endless stream of pretraining documents: the same for a seed on every machine.
 
-    The other arguments are for experiments on what a base must have read before it can be tuned:
-    `wordings` allows only the first so many wordings of each fact, `line_start=False` never puts a
-    value at a line's start, and `group` ("country", "element", "animal") leaves only statements
-    about these.  `folder` holds the tables.
+    Experiments may allow only the first so many `wordings` of each fact, put no value at a line's
+    start (`line_start=False`), or write about one `group` of GROUPS only.
     """
     writer = Writer(seed, wordings, line_start, group, folder)
     while True:

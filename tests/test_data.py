@@ -19,7 +19,7 @@ from data.skills import distance, read_book
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
-WORLD, BOOK = read_world(), read_book()
+WORLD, BOOK = read_world(DATA), read_book(DATA)
 I_DONT_KNOW = BOOK.skills["unknown"].answer
 RELATIONS = WORLD.relations
 
@@ -216,7 +216,7 @@ def test_stream_is_deterministic() -> None:
 
 def test_every_kind_of_document_is_written() -> None:
     _, documents = sample()
-    assert {kind for kind, _ in documents} == set(world.read_forms().rates)
+    assert {kind for kind, _ in documents} == set(world.read_forms(DATA).rates)
     assert all(len(text.strip()) > 2 for _, text in documents)
 
 
@@ -312,7 +312,8 @@ def test_experiments_on_the_documents() -> None:
     writer = world.Writer(1, line_start=False)
     keyed = [writer.line(RELATIONS["capital"], fact) for _ in range(200)]
     scope = world.Scope(relation=RELATIONS["capital"], fact=fact)
-    keyed += [writer.write("key alone", scope) for _ in range(5)]
+    row = tables.Text("{Key}\n{value}", "")
+    keyed += [writer.filled(row, scope) for _ in range(5)]
     assert not any(re.search(r"^(Kabul|Afghanistan)$", text, re.MULTILINE) for text in keyed)
 
 
@@ -348,7 +349,7 @@ def test_skills_are_balanced_by_the_stated_rule() -> None:
     n = instruct.PER_SKILL
     assert {skill.name: skill.shares * n for skill in BOOK.tuned} == counts
     assert counts.pop("unknown") == 10 * n
-    system = {skill.name for skill in BOOK.tuned if skill.with_system_prompt}
+    system = {skill.name for skill in BOOK.tuned if "|||" in skill.tuned[0]}
     assert {counts.pop(name) for name in system} == {11 * n} and len(system) == 3
     several = {"country_json", "element_json", "country_list", "one_word", "few_shot"}
     form = several | {"capital_sentence", "opposite_sentence"}
