@@ -82,6 +82,9 @@ class Forms:
             tables.check_slots(section.lines, names, *rules.get(name, [()])[1:])
         listed = [name.with_text(name[:-6]) for name in raw if name.endswith(": list")]
         self.listings = [tables.one_of(name, world.relations, "relation") for name in listed]
+        for name in self.listings:
+            rule = tables.read_rules(folder, "listings")["list"]
+            tables.check_slots(self.sections[f"{name}: list"].lines, *rule)
         kinds = tables.read_table(folder / "documents" / "kinds.tsv", KIND_COLUMNS)
         for row in kinds:
             tables.one_of(row["kind"], {*self.sections, *Writer.SLOTS}, "kind of document")

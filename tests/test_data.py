@@ -1,9 +1,10 @@
-"""The world, its documents and the instruction data: true, deterministic, and apart where they must be apart."""
+"""World, documents and instruction data: true, deterministic, and apart where they must be."""
 
 import difflib
 import itertools
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -25,7 +26,8 @@ RELATIONS = WORLD.relations
 
 # role names of chats; `Question:` may stand there, as a word whose opposite follows
 CHAT_MARKERS = re.compile(
-    r"<\||\|>|\[/?INST\]|<</?SYS>>|^#+ ?(Instruction|Response|Input)|^ *(User|Assistant|System|Human) ?:",
+    r"<\||\|>|\[/?INST\]|<</?SYS>>|^#+ ?(Instruction|Response|Input)"
+    r"|^ *(User|Assistant|System|Human) ?:",
     re.IGNORECASE | re.MULTILINE,
 )
 TASK_VERBS = ("Name", "Write", "Give", "Find", "Translate", "Put", "Add", "Subtract", "Read")
@@ -33,7 +35,7 @@ TASK_VERBS = ("Name", "Write", "Give", "Find", "Translate", "Put", "Add", "Subtr
 
 @cache
 def sample() -> tuple[world.Writer, list[tuple[str, str]]]:
-    """About two million characters of documents with their kinds, and the writer that counted their statements."""
+    """Two million characters of documents with their kinds, and the writer, which counted them."""
     writer, documents, size = world.Writer(7), [], 0
     while size < 2_000_000:
         documents.append(writer.document())
@@ -84,7 +86,7 @@ def value_of(relation: Relation, subject: str) -> str:
     return {fact.subject: fact.value for fact in relation.facts}[subject]
 
 
-# ---------------------------------------------------------------------------------------------------------- the tables
+# --------------------------------------------------------------------------------------- the tables
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,7 @@ def test_tables_have_the_stated_sizes() -> None:
 
 @pytest.mark.parametrize("relation", RELATIONS.values(), ids=lambda relation: relation.name)
 def test_relations_are_well_formed(relation: Relation) -> None:
-    """One value a subject, no empty or left-out cell, many wordings, each of which names what it is about."""
+    """One value a subject, no empty or left-out cell, wordings that name what they are about."""
     subjects = [fact.subject for fact in relation.facts]
     assert len(set(subjects)) == len(subjects)
     for fact in relation.facts:
@@ -195,7 +197,237 @@ def test_words_have_one_answer_in_both_directions() -> None:
         assert len(relation.unique_values) == len(relation.facts), relation.name
 
 
-# ------------------------------------------------------------------------------------------------------- the documents
+# ------------------------------------------------------------------------ tables: faults, additions
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of all that is read, to be changed."""
+    for name in ("facts", "wordings", "documents"):
+        shutil.copytree(DATA / name, tmp_path / name)
+    shutil.copy(DATA / "slots.tsv", tmp_path)
+    return tmp_path
+
+
+def change(path: Path, old: str, new: str) -> int:
+    """Replace a text that stands there once; gives the number of the line where it begins."""
+    text = path.read_text(encoding="utf-8")
+    assert text.count(old) == 1, old
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    return text[: text.index(old)].count("\n") + 1
+
+
+COUNTRIES, SKILLS = "facts/countries.tsv", "wordings/skills.tsv"
+RELATION_TABLE, DOCUMENTS = "facts/relations.tsv", "documents/facts.txt"
+STATEMENTS, QUESTIONS = "wordings/statements/country.txt", "wordings/questions/country.txt"
+PERU = "Peru\tLima\tSouth America\tSpanish\tPeruvian sol\n"
+RUNNING, ASKED = "[capital: running]\n", "[capital: tuned]\n"
+CAPITAL = "capital\tcountry\tCountries and their capitals\tcountries\tcountry\tcapital\tone\tyes\n"
+SEAT = CAPITAL.replace("capital\tcountry", "seat\tcountry", 1)
+SKILL = "capital\tvalue\tcapital\t-\t-\t{v}\ttuned\t1\tyes\n"
+NEW_SKILL = SKILL.replace("capital", "seat", 1)
+
+
+VALUE = "{v} or {V} or {h} or {av}"
+SUBJECT = "{s} or {S} or {n} or {N} or {a} or {A} or {p} or {P}"
+MISSING = "a wording without its slot, "
+FAULTS = [  # a table, what is changed in it, how many lines further on the fault is, and the reason
+    (COUNTRIES, PERU, "Peru\tLima\n", 0, "2 columns instead of 5"),
+    (COUNTRIES, PERU, PERU[:-1] + "\tx\n", 0, "6 columns instead of 5"),
+    (COUNTRIES, PERU, PERU.replace("Lima", ""), 0, "empty cell: capital"),
+    (COUNTRIES, PERU, PERU.replace("Lima", "  "), 0, "empty cell: capital"),
+    (COUNTRIES, PERU, PERU.replace("Lima", "Li "), 0, "a space at the start or the end: 'Li '"),
+    (COUNTRIES, PERU, PERU.replace("Peru\t", "-\t"), 0, "a cell that may not be left out: country"),
+    (COUNTRIES, PERU, PERU.replace("Lima", "\\x"), 0, "unknown escape: \\x"),
+    (COUNTRIES, PERU, PERU * 2, 1, "duplicate: Peru (first: FIRST)"),
+    (RELATION_TABLE, "\tcapital\tone", "\tseat\tone", 0, "unknown column of countries.tsv: seat"),
+    (RELATION_TABLE, "capital\tone\tyes", "capital\ttwo\tyes", 0, "unknown number of ways: two"),
+    (RELATION_TABLE, "capital\tone\tyes", "capital\tone\tmaybe", 0, "unknown answer: maybe"),
+    (
+        RELATION_TABLE,
+        CAPITAL,
+        SEAT + CAPITAL,
+        0,
+        "no section in wordings/statements: [seat: running]",
+    ),
+    (
+        RELATION_TABLE,
+        CAPITAL,
+        CAPITAL.replace("countries", "lands"),
+        None,
+        "cannot be read: No such file or directory",
+    ),
+    (STATEMENTS, RUNNING, RUNNING + "{v} rules {x}.\n", 1, "unknown slot: {x}"),
+    (STATEMENTS, RUNNING, RUNNING + "{v} rules {s.value}.\n", 1, "unknown slot: {s.value}"),
+    (STATEMENTS, RUNNING, RUNNING + "{v} rules {s.\n", 1, "a brace that belongs to no slot"),
+    (STATEMENTS, RUNNING, RUNNING + "See {s}.\n", 1, MISSING + VALUE + ": 'See {s}.'"),
+    (STATEMENTS, RUNNING, "[captial: running]\n", 0, "unknown relation: captial"),
+    (STATEMENTS, RUNNING, "[capital: run]\n", 0, "unknown part of a relation: capital: run"),
+    (STATEMENTS, RUNNING, "{v}: {s}\n" + RUNNING, 0, "a line before the first [section]"),
+    (STATEMENTS, RUNNING, RUNNING + "{v}: {s}\n" * 2, 2, "duplicate: {v}: {s} (first: NEXT)"),
+    (
+        *(STATEMENTS, RUNNING, RUNNING + "{v}: {s}\n" + RUNNING, 2),
+        "duplicate: [capital: running] (first: FIRST)",
+    ),
+    (QUESTIONS, ASKED, "[captial: tuned]\n", 0, "unknown skill: captial"),
+    (QUESTIONS, ASKED, ASKED + "Where is {q}?\n", 1, "unknown slot: {q}"),
+    (
+        QUESTIONS,
+        ASKED,
+        ASKED + "And {v}?\n",
+        1,
+        MISSING + SUBJECT + ": 'And {v}?'",
+    ),
+    (SKILLS, "skill\tdraws\t", "skill\tdrawn\t", 0, "no column: draws"),
+    (SKILLS, SKILL, SKILL.replace("\tcapital\t", "\tcapitol\t"), 0, "unknown relation: capitol"),
+    (SKILLS, SKILL, SKILL.replace("value", "values"), 0, "unknown source: values"),
+    (SKILLS, SKILL, SKILL.replace("{v}", "{w}"), 0, "unknown slot: {w}"),
+    (SKILLS, SKILL, SKILL.replace("tuned\t1", "tuned\t0"), 0, "not a number, above 0: 0"),
+    (SKILLS, SKILL, SKILL.replace("tuned\t1", "trained\t1"), 0, "unknown split: trained"),
+    (SKILLS, SKILL, NEW_SKILL + SKILL, 0, "no section in wordings/questions: [seat: tuned]"),
+    (SKILLS, "h: harm", "h: harms", 0, "unknown list of facts/: harms"),
+    (
+        "wordings/asking.txt",
+        "Give {np}.",
+        "Give it.",
+        0,
+        MISSING + "{np} or {Np}: 'Give it.'",
+    ),
+    ("wordings/unknown.tsv", "symbol\telement", "symbols\telement", 0, "unknown skill: symbols"),
+    ("wordings/sentences.tsv", "capital\t", "capitol\t", 0, "unknown relation: capitol"),
+    ("documents/kinds.tsv", "cards\t14", "carts\t14", 0, "unknown kind of document: carts"),
+    ("documents/kinds.tsv", "cards\t14", "cards\tmany", 0, "not a number, above 0: many"),
+    (DOCUMENTS, "rows = {5-12 card}", "rows = {5-12 cart}", 0, "unknown slot: {5-12 cart}"),
+    (DOCUMENTS, "row = one of short keys", "row = one of keys", 0, "unknown section: keys"),
+    (DOCUMENTS, "[home: list]", "[hoe: list]", 0, "unknown relation: hoe"),
+    (DOCUMENTS, "[card]\n", "[cart]\n[card]\n", 0, "a section without a line: [cart]"),
+    (
+        DOCUMENTS,
+        "[card]\n",
+        "[cart]\na = {line}\n\n[card]\n",
+        1,
+        "a section of steps only, without a line",
+    ),
+    (
+        *("documents/layouts.txt", "Page {i}, {k}\\n{v}", "Page {i}, {k}", 0),
+        MISSING + "{v}: 'Page {i}, {k}'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("file", "old", "new", "offset", "reason"), FAULTS)
+def test_a_fault_in_a_table_is_one_line(
+    folder: Path, file: str, old: str, new: str, offset: int | None, reason: str
+) -> None:
+    """`file:line: reason`, whatever the table."""
+    path = folder / file
+    number = change(path, old, new)
+    reason = reason.replace("FIRST", f"{path}:{number}").replace("NEXT", f"{path}:{number + 1}")
+    with pytest.raises(ValueError) as fault:
+        read_book(folder)
+    if offset is None:  # it is a fault of another file, which it names
+        path, number, offset = folder / "facts" / "lands.tsv", 1, 0
+    assert str(fault.value) == f"{path}:{number + offset}: {reason}"
+
+
+def test_a_table_that_is_not_utf8_or_missing(folder: Path) -> None:
+    path = folder / COUNTRIES
+    number = change(path, PERU, PERU)
+    path.write_bytes(path.read_bytes().replace(b"Peruvian", b"Peruvian\xff"))
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}:{number}: not UTF-8$"):
+        read_book(folder)
+    path.unlink()
+    reason = "1: cannot be read: No such file or directory"
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}:{reason}$"):
+        read_book(folder)
+
+
+def test_a_slot_that_nothing_gives_is_a_fault_when_it_is_needed(folder: Path) -> None:
+    """A section may rely on what the section around it gives; whether it does, shows in writing."""
+    path = folder / DOCUMENTS
+    number = change(path, "[card]\nabout = {one fact}\n", "[card]\nabout = {day}\n") + 1
+    reason = re.escape(f"{path}:{number}: nothing gives this slot here: {{day}}")
+    with pytest.raises(ValueError, match=f"^{reason}$"):
+        list(itertools.islice(world.documents(1, folder=folder), 200))
+
+
+def test_the_script_reports_a_fault(tmp_path: Path) -> None:
+    """One line on stderr, nothing on stdout, status 2."""
+    ignored = shutil.ignore_patterns("base.pt", "__pycache__")
+    shutil.copytree(DATA, tmp_path / "data", ignore=ignored)
+    command = [sys.executable, str(tmp_path / "data" / "make_instruct.py"), "--check"]
+    number = change(tmp_path / "data" / COUNTRIES, PERU, "Peru\tLima\n")
+    run = subprocess.run(command, capture_output=True, text=True)
+    fault = f"{tmp_path / 'data' / COUNTRIES}:{number}: 2 columns instead of 5"
+    assert (run.returncode, run.stdout, run.stderr) == (2, "", f"error: {fault}\n")
+
+
+def stream(folder: Path, n: int, group: str | None = None) -> str:
+    return "\n\n\n".join(itertools.islice(world.documents(5, group=group, folder=folder), n))
+
+
+def asked_about(skill: str, folder: Path) -> list[dict]:
+    return list(instruct.records(read_book(folder).skills[skill], "train", 60, set()))
+
+
+def test_a_country_is_added_in_a_table(folder: Path) -> None:
+    """It stands in documents, and is asked about or held out of all that is asked."""
+    change(folder / COUNTRIES, PERU, PERU + "Freedonia\tFredville\tEurope\tFredish\tFredmark\n")
+    text = stream(folder, 1500, "country")
+    for word in ("Freedonia", "Fredville", "Fredish", "Fredmark"):
+        assert word in text and word not in stream(DATA, 10)
+    book = read_book(folder)
+    pools = [book.pools["capital", pool] for pool in ("tuned", "held")]
+    assert sum(fact.value == "Fredville" for pool in pools for fact in pool) == 1
+
+
+def test_wordings_are_added_in_text_files(folder: Path) -> None:
+    change(folder / STATEMENTS, RUNNING, RUNNING + "{v} is the seat of power of {s}.\n")
+    change(folder / QUESTIONS, ASKED, ASKED + "Where does {s} have its seat of power?\n")
+    assert " is the seat of power of " in stream(folder, 300, "country")
+    assert any("seat of power" in asked(record) for record in asked_about("capital", folder))
+
+
+def test_a_kind_of_document_is_added_in_text_files(folder: Path) -> None:
+    change(folder / "documents/kinds.tsv", "cards\t14", "letter\t50\tno\ncards\t14")
+    letter = "\n[letter]\nwho = {people}\nDear {who},\\n{2-3 running}\\nYours, {people}\n"
+    path = folder / DOCUMENTS
+    path.write_text(path.read_text(encoding="utf-8") + letter, encoding="utf-8")
+    writer = world.Writer(2, folder=folder)
+    letters = [text for kind, text in (writer.document() for _ in range(200)) if kind == "letter"]
+    assert len(letters) > 20
+    for text in letters:
+        first, *statements, last = text.splitlines()
+        assert (
+            first.startswith("Dear ") and last.startswith("Yours, ") and 2 <= len(statements) <= 3
+        )
+
+
+def test_a_relation_and_a_skill_are_added_in_text_files(folder: Path) -> None:
+    planets = "planet\tplace\nMercury\tfirst\nVenus\tsecond\nEarth\tthird\nMars\tfourth\n"
+    planets += "Jupiter\tfifth\nSaturn\tsixth\nUranus\tseventh\nNeptune\teighth\n"
+    (folder / "facts/planets.tsv").write_text(planets, encoding="utf-8")
+    relation = "planet\tspace\tPlanets\tplanets\tplanet\tplace\tone\tyes\n"
+    change(folder / RELATION_TABLE, CAPITAL, relation + CAPITAL)
+    statements = "[planet: running]\n{s} is the {v} planet.\n[planet: keys]\nplace of {s}\n"
+    statements += "[planet: exam]\nWhich place has {s}?\n"
+    (folder / "wordings/statements/space.txt").write_text(statements, encoding="utf-8")
+    skills = "planet\tvalue\tplanet\t-\t-\t{v}\ttuned\t1\tyes\n"
+    skills += "planet_sentence\tvalue\tplanet\t-\t-\tIt is the {v} one.\ttuned\t1\tno\n"
+    change(folder / SKILLS, SKILL, skills + SKILL)
+    questions = "[planet: phrases]\nthe place of {s}\n[planet_sentence: tuned]\nPlace of {s}?\n"
+    (folder / "wordings/questions/space.txt").write_text(questions, encoding="utf-8")
+    assert re.search(
+        "(Neptune|Mars|Earth) is the (eighth|fourth|third) planet.", stream(folder, 500)
+    )
+    answers = {record["messages"][-1]["content"] for record in asked_about("planet", folder)}
+    assert answers <= {row.split("\t")[1] for row in planets.splitlines()} and len(answers) == 6
+    skill = read_book(folder).skills["planet_sentence"]
+    (record,) = instruct.records(skill, "train", 1, set())
+    assert re.fullmatch("It is the [a-z]+ one.", record["messages"][-1]["content"])
+
+
+# ------------------------------------------------------------------------------------ the documents
 
 
 def first_documents(seed: int, n: int = 60) -> str:
@@ -204,7 +436,7 @@ def first_documents(seed: int, n: int = 60) -> str:
 
 
 def test_stream_is_deterministic() -> None:
-    """The same in another process, whose hashes of strings differ; other seeds give other documents."""
+    """The same in another process, whose hashes of strings differ; another seed gives others."""
     script = "import sys; from data import world; s = world.documents(3)"
     script += "; t = '\\n\\n\\n'.join(next(s) for _ in range(60))"
     command = [sys.executable, "-c", f"{script}; sys.stdout.buffer.write(t.encode())"]
@@ -221,7 +453,7 @@ def test_every_kind_of_document_is_written() -> None:
 
 
 def test_no_chat_in_documents() -> None:
-    """No role marker; questions stand on exam sheets only, and there every line is a question or a task."""
+    """No role marker; questions stand on exam sheets only, where every line is one, or a task."""
     for kind, text in sample()[1]:
         assert not CHAT_MARKERS.search(text), text
         if kind != "exam":
@@ -239,7 +471,7 @@ def test_no_question_of_the_instruction_data_is_answered_in_a_document() -> None
     text = "\n" + "\n".join(text for _, text in sample()[1]) + "\n"
     for record in (record for rows in taken_apart().values() for record in rows):
         if record["skill"] in ("few_shot", "sentiment_few_shot"):
-            continue  # these are lines of a table, which is what makes them hard to ask and easy to go on with
+            continue  # lines of a table: hard to ask, and easy to go on with
         question, answer = (message["content"] for message in record["messages"][-2:])
         assert f"\n{question}\n{answer}\n" not in text, question
 
@@ -274,7 +506,8 @@ def test_values_stand_at_line_starts() -> None:
 def test_values_stand_at_line_starts_in_the_text_itself() -> None:
     """The same without the writer's word: lines that consist of a capital (a young, ...) only.
 
-    These words also stand in records, as keys (where the fact is asked backwards) and on title lines: hence a quarter.
+    These words also stand in records, as keys (where the fact is asked backwards) and on title
+    lines: hence a quarter.
     """
     text = "\n".join(text for kind, text in sample()[1] if kind != "exam")
     for relation in (
@@ -302,7 +535,7 @@ def test_facts_are_stated_about_equally_often() -> None:
 
 
 def test_experiments_on_the_documents() -> None:
-    """`wordings` limits the wordings of a fact, `line_start=False` keeps values away from the starts of lines."""
+    """`wordings` limits those of a fact; `line_start=False`: no value at a line's start."""
     fact = RELATIONS["capital"].facts[0]
     few, many = world.Writer(1, wordings=2), world.Writer(1)
     assert len({few.running(RELATIONS["capital"], fact) for _ in range(200)}) == 2
@@ -317,7 +550,7 @@ def test_experiments_on_the_documents() -> None:
     assert not any(re.search(r"^(Kabul|Afghanistan)$", text, re.MULTILINE) for text in keyed)
 
 
-# ------------------------------------------------------------------------------------------------ the instruction data
+# ----------------------------------------------------------------------------- the instruction data
 
 
 def test_files_are_what_the_script_makes() -> None:
@@ -359,7 +592,7 @@ def test_skills_are_balanced_by_the_stated_rule() -> None:
 
 
 def test_chats_are_questions_one_after_the_other() -> None:
-    """Together with the other records they hold every question once, with all that belongs to it; no system prompt."""
+    """With the other records they hold every question once, with all of it; no system prompt."""
     chats = [
         record["messages"] for record in made()[instruct.TUNING_FILE] if record["skill"] == "chat"
     ]
@@ -408,7 +641,7 @@ def test_no_near_duplicates() -> None:
     assert seen.most_common(1)[0][1] == 1
 
 
-# ------------------------------------------------------------------------------------------------------ what is apart
+# ------------------------------------------------------------------------------------ what is apart
 
 
 def as_pattern(template: str) -> str:
@@ -481,7 +714,7 @@ def test_held_out_wordings_are_never_tuned() -> None:
 
 
 def test_more_wordings_are_not_nearly_held_out() -> None:
-    """Of the words of a wording and of a held-out one of the skill, fewer than four in five are the same, in order."""
+    """Of its words and those of a held-out one, fewer than four in five are the same, in order."""
 
     def words(wording: str) -> list[str]:
         return re.findall(r"{\w+}|\w+", wording.lower())
@@ -508,7 +741,7 @@ def test_held_out_system_prompts_are_never_tuned() -> None:
 
 @pytest.mark.parametrize("group", ["country", "element", "animal"])
 def test_held_out_things_are_never_asked_about(group: str) -> None:
-    """A held-out country's name and capital stand nowhere in the tuning data; the others in no skill of their kind."""
+    """Held-out countries and capitals stand nowhere in tuning, others in no skill of their kind."""
     relations = [relation for relation in RELATIONS.values() if relation.group == group]
     names = instruct.held_names(relations[0].name)
     assert all(instruct.held_names(relation.name) == names for relation in relations)
@@ -571,7 +804,7 @@ def test_held_out_words_are_never_asked_about(skill: str, relation: Relation) ->
 
 
 def test_held_out_facts_are_not_reached_through_other_skills() -> None:
-    """Follow-ups, one-word answers, personas, sentences and few-shot rows ask about tuned things only."""
+    """Follow-ups, one-word answers, personas, sentences and rows ask about tuned things only."""
     mixed = {"follow_up", "one_word", "persona", "system_form", "few_shot"}
     text = [whole(record) for record in tuning() if record["skill"] in mixed]
     for relation in (
@@ -586,9 +819,9 @@ def test_held_out_facts_are_not_reached_through_other_skills() -> None:
         for fact in relation.facts:
             if bare(fact.subject) in instruct.held_names(relation.name):
                 subject = re.escape(fact.fields["n"])
-                both = re.compile(
-                    rf"(?<![\w-]){subject}(?![\w-])\W*(\w+ ){{0,3}}\W*{re.escape(fact.value)}(?![\w-])"
-                )
+                between = r"(?![\w-])\W*(\w+ ){0,3}\W*"
+                value = re.escape(fact.value)
+                both = re.compile(rf"(?<![\w-]){subject}{between}{value}(?![\w-])")
                 assert not any(both.search(t) for t in text), (relation.name, fact)
 
 
@@ -618,7 +851,7 @@ def test_held_out_people_and_places_are_never_tuned() -> None:
     assert not any(sentence in reviews for sentence in sentences)
 
 
-# -------------------------------------------------------------------------------------------- things that do not exist
+# ------------------------------------------------------------------------- things that do not exist
 
 
 def beginnings(kind: str, pool: str) -> list[str]:
