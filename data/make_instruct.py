@@ -50,9 +50,6 @@ def __getattr__(name: str) -> Any:
     return known.get(name, book.held.__getitem__)
 
 
-# --------------------------------------------------------------------------------- tone and records
-
-
 def misspell(rng: random.Random, template: str) -> str:
     """One typing error in one word of the wording, never in what is asked about."""
     words = template.split(" ")
@@ -131,7 +128,7 @@ def records(
             if may_be_fewer:
                 return
             found = f"only {made} of {n} different records for split {split}"
-            raise ValueError(f"{skill.name}: {found}")
+            raise skill.name.fault(f"{skill.name}: {found}")
         if not order:
             order = list(skill.held if split == "wordings" else skill.tuned)
             order += skill.more if split == "train" else ()
@@ -149,9 +146,6 @@ def records(
         seen.add(key)
         made += 1
         yield {"messages": messages, "skill": skill.name, "split": split}
-
-
-# ---------------------------------------------------------------------------------------- the files
 
 
 def make_questions(seen: set[str], book: Book) -> list[dict]:

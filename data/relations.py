@@ -177,6 +177,8 @@ class World:
         if both:
             pairs += [(one, other) for other, one in pairs]
         facts = tuple(self.fact(*pair) for pair in pairs if LEFT_OUT not in pair)
+        if not facts:
+            raise name.fault(f"no fact in {row['table']}.tsv: {name}")
         held_out = tables.one_of(row["held out"], tables.YES_OR_NO, "answer") == "yes"
         keys, wordings = (subject, value), self.wordings(name, rules)
         return Relation(name, row["group"], row["title"], keys, facts, both, held_out, **wordings)

@@ -1,8 +1,8 @@
 """The skills of the instruction data: what can be asked, in which words, and what is held out.
 
 A *skill* is one kind of task: a line of wordings/skills.tsv and its wordings in wordings/questions.
-Its column `draws` names one of the `SOURCES` below, which draws the fields of an item; its answer
-is made of them, too.  `read_book(folder)` reads all of them.
+Its column `draws` names a source: a line of wordings/sources.tsv, and a method `draw_...` of a
+`Book`, which gives the fields of an item.  Question and answer are made of these.
 """
 
 import random
@@ -37,7 +37,7 @@ class Skill:
     tone: whether it may be asked politely, tersely or with a typing error.
     """
 
-    name: str
+    name: Text
     draws: str
     about: Sequence[Text]
     columns: Sequence[int]
@@ -166,12 +166,16 @@ class Book:
         tables.check_slots([row["answer"]], {*slots, *source["answers"].split(), *lists})
         rule = [[*slots, *lists], *needed, *([slot] for slot in lists)]
         wordings = [self.combined(row["skill"], rule, kind) for kind in ("", "held ", "more")]
-        if not wordings[0]:
-            raise row["skill"].fault(f"no section in wordings/questions: [{row['skill']}: tuned]")
+        for part, found in zip(("tuned", "held"), wordings):
+            if not found and (part == "tuned" or row["split"] == "tuned"):
+                heading = f"[{row['skill']}: {part}]"
+                raise row["skill"].fault(f"no section in wordings/questions: {heading}")
         entities = source["about"] != "topic"
         if row["draws"] in ("value", "subject"):
             entities = bool(self.held[about[0]])
         columns = (1, 1) if row["columns"] == LEFT_OUT else tables.numbers_in(row["columns"], 2)
+        if columns[1] > max(1, len(about)):
+            raise row["columns"].fault(f"more columns than relations: {row['columns']}")
         tone = tables.one_of(row["tone"], tables.YES_OR_NO, "answer") == "yes"
         (shares,) = tables.numbers_in(row["shares"])
         asked = (*wordings, entities, tone, shares, self)

@@ -108,9 +108,6 @@ def names_in(cell: Text) -> list[Text]:
     return [cell.with_text(name.strip()) for name in cell.split(",") if cell != LEFT_OUT]
 
 
-# ------------------------------------------------------------------------------ tables and sections
-
-
 def read_table(path: Path, columns: Sequence[str] = (), key: int = 1) -> list[Row]:
     """The rows of a TSV file.
 

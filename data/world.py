@@ -26,8 +26,6 @@ SOME = {"one to three facts": (1, 3), "two or three facts": (2, 3)}
 SETTLED = ("entity", "one relation", "one fact", "one of its facts", "one layout", "one key")
 SETTLED += ("no turning", *SOME)
 
-# --------------------------------------------------------------------------- the forms of documents
-
 KIND_COLUMNS = ("kind", "rate", "facts only")
 STEP = re.compile(r"([a-z]+) = (.+)")
 DOCUMENT_SLOT = re.compile(r"(?:(each|\d+(?:-\d+)?) )?(a )?([^{}]+)")
@@ -70,6 +68,9 @@ class Forms:
     def __init__(self, folder: Path) -> None:
         world, rules = read_world(folder), tables.read_rules(folder, "documents")
         raw = tables.read_sections(folder / "documents", parse=lambda line: [line])
+        listed = [name.with_text(name[:-6]) for name in raw if name.endswith(": list")]
+        self.listings = [tables.one_of(name, world.relations, "relation") for name in listed]
+        rules |= dict.fromkeys([f"{name}: list" for name in listed], rules.pop("list"))
         self.sections = {name: section_of(raw[name]) for name in [*raw, *rules]}
         steps = {step for section in self.sections.values() for step, _ in section.steps}
         given = {slot for rule in rules.values() for slot in rule[0]}
@@ -80,11 +81,6 @@ class Forms:
                 for text in (text for text in texts if text.startswith("one of ")):
                     tables.one_of(text.with_text(text[7:]), self.sections, "section")
             tables.check_slots(section.lines, names, *rules.get(name, [()])[1:])
-        listed = [name.with_text(name[:-6]) for name in raw if name.endswith(": list")]
-        self.listings = [tables.one_of(name, world.relations, "relation") for name in listed]
-        for name in self.listings:
-            rule = tables.read_rules(folder, "listings")["list"]
-            tables.check_slots(self.sections[f"{name}: list"].lines, *rule)
         kinds = tables.read_table(folder / "documents" / "kinds.tsv", KIND_COLUMNS)
         for row in kinds:
             tables.one_of(row["kind"], {*self.sections, *Writer.SLOTS}, "kind of document")

@@ -230,6 +230,8 @@ NEW_SKILL = SKILL.replace("capital", "seat", 1)
 
 VALUE = "{v} or {V} or {h} or {av}"
 SUBJECT = "{s} or {S} or {n} or {N} or {a} or {A} or {p} or {P}"
+NO_SECTION = "no section in wordings/questions: "
+WHEN = "when\tstory\t-\t-\t-\t{when}\theld\t1\tyes\n"
 MISSING = "a wording without its slot, "
 FAULTS = [  # a table, what is changed in it, how many lines further on the fault is, and the reason
     (COUNTRIES, PERU, "Peru\tLima\n", 0, "2 columns instead of 5"),
@@ -284,7 +286,10 @@ FAULTS = [  # a table, what is changed in it, how many lines further on the faul
     (SKILLS, SKILL, SKILL.replace("{v}", "{w}"), 0, "unknown slot: {w}"),
     (SKILLS, SKILL, SKILL.replace("tuned\t1", "tuned\t0"), 0, "not a number, above 0: 0"),
     (SKILLS, SKILL, SKILL.replace("tuned\t1", "trained\t1"), 0, "unknown split: trained"),
-    (SKILLS, SKILL, NEW_SKILL + SKILL, 0, "no section in wordings/questions: [seat: tuned]"),
+    (SKILLS, SKILL, NEW_SKILL + SKILL, 0, NO_SECTION + "[seat: tuned]"),
+    (SKILLS, WHEN, WHEN.replace("held", "tuned"), 0, NO_SECTION + "[when: held]"),
+    (SKILLS, "\t2-3\t", "\t2-4\t", 0, "more columns than relations: 2-4"),
+    (SKILLS, "\t2-3\t", "\t2\t", 0, "not numbers like 2-3, above 0: 2"),
     (SKILLS, "h: harm", "h: harms", 0, "unknown list of facts/: harms"),
     (
         "wordings/asking.txt",
@@ -339,6 +344,14 @@ def test_a_table_that_is_not_utf8_or_missing(folder: Path) -> None:
     path.unlink()
     reason = "1: cannot be read: No such file or directory"
     with pytest.raises(ValueError, match=f"^{re.escape(str(path))}:{reason}$"):
+        read_book(folder)
+
+
+def test_a_table_without_facts(folder: Path) -> None:
+    (folder / "facts/shapes.tsv").write_text("thing\tshape\na ball\t-\n", encoding="utf-8")
+    number = change(folder / RELATION_TABLE, "shape\tthing\t", "shape\tthing\t")
+    reason = re.escape(f"{folder / RELATION_TABLE}:{number}: no fact in shapes.tsv: shape")
+    with pytest.raises(ValueError, match=f"^{reason}$"):
         read_book(folder)
 
 
@@ -416,6 +429,7 @@ def test_a_relation_and_a_skill_are_added_in_text_files(folder: Path) -> None:
     skills += "planet_sentence\tvalue\tplanet\t-\t-\tIt is the {v} one.\ttuned\t1\tno\n"
     change(folder / SKILLS, SKILL, skills + SKILL)
     questions = "[planet: phrases]\nthe place of {s}\n[planet_sentence: tuned]\nPlace of {s}?\n"
+    questions += "[planet_sentence: held]\nWhich place does {s} have?\n"
     (folder / "wordings/questions/space.txt").write_text(questions, encoding="utf-8")
     assert re.search(
         "(Neptune|Mars|Earth) is the (eighth|fourth|third) planet.", stream(folder, 500)
