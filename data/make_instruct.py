@@ -148,12 +148,6 @@ def records(
         yield {"messages": messages, "skill": skill.name, "split": split}
 
 
-def make_questions(seen: set[str], book: Book) -> list[dict]:
-    """The records of one question each to tune on."""
-    made = (records(skill, "train", PER_SKILL * skill.shares, seen) for skill in book.tuned)
-    return list(chain.from_iterable(made))
-
-
 def make_chat_questions(seen: set[str], book: Book) -> list[dict]:
     """More such records, to be joined; a system prompt would hold for all that comes after."""
     questions = []
@@ -192,7 +186,9 @@ def make_held_out(seen: set[str], book: Book, draw: int = 0) -> list[dict]:
 def make_parts(seen: set[str], book: Book | None = None) -> tuple[list, list, list]:
     """Single questions to tune on, those held out, and those that will be joined to chats."""
     book = book or read_book(FOLDER)
-    return make_questions(seen, book), make_held_out(seen, book), make_chat_questions(seen, book)
+    singles = (records(skill, "train", PER_SKILL * skill.shares, seen) for skill in book.tuned)
+    questions = list(chain.from_iterable(singles))
+    return questions, make_held_out(seen, book), make_chat_questions(seen, book)
 
 
 def make(draw: int | None = None, book: Book | None = None) -> dict[str, list[dict]]:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from operator import add, sub
 from pathlib import Path
 from typing import NamedTuple
 
@@ -123,12 +124,7 @@ class Operation(NamedTuple):
     exam: Items
 
 
-RESULTS: dict[str, Callable[[int, int], int]] = {
-    "sum": lambda a, b: a + b,
-    "difference": lambda a, b: a - b,
-    "greater": max,
-    "smaller": min,
-}
+RESULTS = {"sum": add, "difference": sub, "greater": max, "smaller": min}
 
 
 class World:

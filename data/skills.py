@@ -54,8 +54,8 @@ class Skill:
     def draw(self, rng: random.Random, pool: str) -> dict:
         """The fields of an item, with its `answer`."""
         lists = self.book.lists
-        item = {slot: rng.choice(lists[name][pool]) for slot, name in self.lists.items()}
         draw = getattr(self.book, f"draw_{self.draws.replace(' ', '_')}")
+        item = {slot: rng.choice(lists[name][pool]) for slot, name in self.lists.items()}
         item |= draw(self, rng, pool)
         return item | {"answer": fill(self.answer, item)}
 
@@ -231,7 +231,7 @@ class Book:
         if not relation.both_ways:
             return hold_out(name, names, self.frame_words)
         pairs = [(fact.subject, fact.value) for fact in relation.facts[: len(names) // 2]]
-        free = [pair for pair in pairs if not any(has_word(self.frame_words, w) for w in pair)]
+        free = [pair for pair in pairs if not any(has_word(self.frame_words, one) for one in pair)]
         held = hold_out(name, [" ".join(pair) for pair in free])
         return frozenset(word for pair in held for word in pair.split())
 
@@ -455,7 +455,7 @@ class Book:
         name = self.made_up(rng, thing, pool)
         pair = (LEFT_OUT, name) if about.draws == "subject" else (name, LEFT_OUT)
         fact, again = self.world.fact(*pair), self.skills["follow_up"]
-        names = [n for n in again.about if self.world.relations[n].group == thing]
+        names = [name for name in again.about if self.world.relations[name].group == thing]
         if names and rng.random() < 0.2:
             item = self.draw_follow_up(again, rng, pool, names, fact)
             question = rng.choice(again.held if reworded else again.tuned)

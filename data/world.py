@@ -160,7 +160,10 @@ class Writer:
     def document(self) -> tuple[str, str]:
         """The next document and its kind."""
         kind = self.rng.choices(self.kinds, self.rates)[0]
-        return kind, self.named(kind, Scope()).strip()
+        try:
+            return kind, self.named(kind, Scope()).strip()
+        except RecursionError:
+            raise kind.fault(f"a section of this kind stands in itself: {kind}") from None
 
     # -- sections and their slots
 
@@ -590,22 +593,22 @@ class Writer:
 
     SLOTS: ClassVar[dict[str, Callable[["Writer", Scope], str]]] = {
         # what the facts are about, and what is the same for all statements
-        **{what: lambda self, s, what=what: self.settle(what, s) for what in SETTLED},
+        **{what: lambda self, scope, what=what: self.settle(what, scope) for what in SETTLED},
         # statements and their parts
-        "line": lambda self, s: self.line(*self.statement(s), s),
-        "sentence": lambda self, s: self.sentence(*self.statement(s)),
-        "running": lambda self, s: self.running(*self.statement(s)),
-        "title": lambda self, s: s.fact.fields["n"] if s.fact else s.title,
-        "key": lambda self, s: self.statement(s)[0].json_keys[1],
-        "keys": lambda self, s: in_a_row([one.json_keys[1] for one, _ in self.stated(s)]),
+        "line": lambda self, scope: self.line(*self.statement(scope), scope),
+        "sentence": lambda self, scope: self.sentence(*self.statement(scope)),
+        "running": lambda self, scope: self.running(*self.statement(scope)),
+        "title": lambda self, scope: scope.fact.fields["n"] if scope.fact else scope.title,
+        "key": lambda self, scope: self.statement(scope)[0].json_keys[1],
+        "keys": lambda self, scope: in_a_row([one.json_keys[1] for one, _ in self.stated(scope)]),
         # words and numbers
         "noun": lambda self, _: self.pick(self.world.relations["plural"].facts).fields["n"],
         "real word": lambda self, _: self.pick(self.relation().facts).fields["n"],
         "any value": lambda self, _: self.pick(self.relation().facts).value,
         "vowel": lambda self, _: self.pick("aeiou"),
         "number": lambda self, _: str(self.count(0, 100)),
-        "days of the week": lambda self, s: self.plan(s, "day after", 7),
-        "some months": lambda self, s: self.plan(s, "month after", 6),
+        "days of the week": lambda self, scope: self.plan(scope, "day after", 7),
+        "some months": lambda self, scope: self.plan(scope, "month after", 6),
         **{
             method.__name__.replace("_", " "): method
             for method in (value, record, number_row, items_in_a_row, number_comparison, table)

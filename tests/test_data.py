@@ -51,12 +51,8 @@ def made() -> dict[str, list[dict]]:
 @cache
 def taken_apart() -> dict[str, list[dict]]:
     """Both files' records, with those that are joined to chats apart: each has its skill."""
-    seen: set[str] = set()
-    tuned, held_out = instruct.make_questions(seen, BOOK), instruct.make_held_out(seen, BOOK)
-    return {
-        instruct.TUNING_FILE: tuned + instruct.make_chat_questions(seen, BOOK),
-        instruct.HELDOUT_FILE: held_out,
-    }
+    tuned, held_out, of_chats = instruct.make_parts(set())
+    return {instruct.TUNING_FILE: tuned + of_chats, instruct.HELDOUT_FILE: held_out}
 
 
 def tuning() -> list[dict]:
@@ -362,6 +358,17 @@ def test_a_slot_that_nothing_gives_is_a_fault_when_it_is_needed(folder: Path) ->
     reason = re.escape(f"{path}:{number}: nothing gives this slot here: {{day}}")
     with pytest.raises(ValueError, match=f"^{reason}$"):
         list(itertools.islice(world.documents(1, folder=folder), 200))
+
+
+def test_a_section_that_stands_in_itself(folder: Path) -> None:
+    number = change(folder / "documents/kinds.tsv", "cards\t14", "loop\t90\tno\ncards\t14")
+    path = folder / DOCUMENTS
+    path.write_text(path.read_text(encoding="utf-8") + "\n[loop]\nA {loop}\n", encoding="utf-8")
+    where = re.escape(f"{folder / 'documents' / 'kinds.tsv'}:{number}")
+    with pytest.raises(
+        ValueError, match=f"^{where}: a section of this kind stands in itself: loop$"
+    ):
+        list(itertools.islice(world.documents(1, folder=folder), 50))
 
 
 def test_the_script_reports_a_fault(tmp_path: Path) -> None:
