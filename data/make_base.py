@@ -21,15 +21,20 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from checkpoint import save_checkpoint  # noqa: E402
 from data.world import GROUPS, documents  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
+from runtime.files import save_checkpoint  # noqa: E402
 from sft import keep_freed_memory, learning_rate, nll_sum  # noqa: E402
 from tokenizer import END_OF_TEXT, Tokenizer, train_bpe  # noqa: E402
 
-WORDINGS = 8  # of each fact and layout: enough to ask for it afterwards, few enough to learn in an hour
+WORDINGS = (
+    8  # of each fact and layout: enough to ask for it afterwards, few enough to learn in an hour
+)
 VAL_TOKENS = 100_000  # the end of the stream is never trained on
-HELD_OUT_SEED, HELD_OUT_DOCUMENTS = 1_000_003, 300  # another stream, for measuring what tuning makes a model forget
+HELD_OUT_SEED, HELD_OUT_DOCUMENTS = (
+    1_000_003,
+    300,
+)  # another stream, for measuring what tuning makes a model forget
 
 
 def encode_stream(tokenizer: Tokenizer, texts: Iterable[str], n_tokens: int) -> np.ndarray:
@@ -47,13 +52,16 @@ def encode_stream(tokenizer: Tokenizer, texts: Iterable[str], n_tokens: int) -> 
 def windows(stream: np.ndarray, length: int) -> torch.Tensor:
     """Cut a stream into windows of inputs and the next token, (n, length + 1); they overlap by one token."""
     n = (len(stream) - 1) // length
-    return torch.from_numpy(np.stack([stream[i * length : (i + 1) * length + 1] for i in range(n)])).long()
+    return torch.from_numpy(
+        np.stack([stream[i * length : (i + 1) * length + 1] for i in range(n)])
+    ).long()
 
 
 @torch.no_grad()
 def mean_loss(model: GPT, data: torch.Tensor, device: str) -> float:
     total = sum(
-        nll_sum(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).item() for ids in data.to(device).split(8)
+        nll_sum(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).item()
+        for ids in data.to(device).split(8)
     )
     return total / (data.shape[0] * (data.shape[1] - 1))
 
@@ -85,7 +93,9 @@ def pretrain(model: GPT, stream: np.ndarray, args: argparse.Namespace, device: s
     batches = [batches[i] for i in torch.randperm(len(batches))]
     started = shown = time.monotonic()
     for step, ids in enumerate(batches, 1):
-        for group in itertools.chain.from_iterable(optimizer.param_groups for optimizer in optimizers):
+        for group in itertools.chain.from_iterable(
+            optimizer.param_groups for optimizer in optimizers
+        ):
             group["lr"] = learning_rate(step, len(batches), 100, args.lr)
         ids = ids.to(device)
         logits = model(ids[:, :-1])
@@ -109,23 +119,33 @@ def pretrain(model: GPT, stream: np.ndarray, args: argparse.Namespace, device: s
 def write_held_out_text(path: Path) -> None:
     """Documents that no training sees, one record a line."""
     texts = itertools.islice(documents(HELD_OUT_SEED, WORDINGS), HELD_OUT_DOCUMENTS)
-    path.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts),
+        encoding="utf-8",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Make tokenizer and base model from scratch.")
     parser.add_argument("--out", default=str(HERE / "base.pt"))
-    parser.add_argument("--tokens", type=int, default=24_000_000, help="length of the training text (%(default)s)")
+    parser.add_argument(
+        "--tokens", type=int, default=24_000_000, help="length of the training text (%(default)s)"
+    )
     parser.add_argument("--wordings", type=int, default=WORDINGS, help="of each fact (%(default)s)")
     parser.add_argument("--group", choices=GROUPS, help="write only about these")
     parser.add_argument(
-        "--line-start", action=argparse.BooleanOptionalAction, default=True, help="values at a line's start, too"
+        "--line-start",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="values at a line's start, too",
     )
     parser.add_argument("--vocab-size", type=int, default=4096)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--channels", type=int, default=192)
     parser.add_argument("--context", type=int, default=512)
-    parser.add_argument("--batch-tokens", type=int, default=2048, help="tokens in a step (%(default)s)")
+    parser.add_argument(
+        "--batch-tokens", type=int, default=2048, help="tokens in a step (%(default)s)"
+    )
     parser.add_argument("--lr", type=float, default=6e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
@@ -141,15 +161,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     characters = itertools.accumulate(texts(), lambda size, text: size + len(text), initial=0)
     n_documents = next(n for n, size in enumerate(characters) if size > 4_000_000)
     tokenizer = train_bpe(itertools.islice(texts(), n_documents), args.vocab_size)
-    print(f"tokenizer: {tokenizer.n_vocab:,} tokens, learned from {n_documents:,} documents", flush=True)
+    print(
+        f"tokenizer: {tokenizer.n_vocab:,} tokens, learned from {n_documents:,} documents",
+        flush=True,
+    )
     stream = encode_stream(tokenizer, texts(), args.tokens + VAL_TOKENS)
 
     torch.manual_seed(args.seed)
-    config = GPTConfig(tokenizer.n_vocab, args.context, args.layers, math.ceil(args.channels / 32), args.channels)
+    config = GPTConfig(
+        tokenizer.n_vocab, args.context, args.layers, math.ceil(args.channels / 32), args.channels
+    )
     model = GPT(config).to(device)
-    print(f"model: {sum(p.numel() for p in model.parameters()):,} parameters; {args.tokens:,} tokens", flush=True)
+    print(
+        f"model: {sum(p.numel() for p in model.parameters()):,} parameters; {args.tokens:,} tokens",
+        flush=True,
+    )
     steps = pretrain(model, stream[: args.tokens], args, device)
-    print(f"loss on held-out documents: {mean_loss(model, windows(stream[args.tokens :], args.context), device):.4f}")
+    print(
+        f"loss on held-out documents: {mean_loss(model, windows(stream[args.tokens :], args.context), device):.4f}"
+    )
     weights = {
         name: tensor.half().cpu() for name, tensor in model.state_dict().items()
     }  # half: small in the repository
