@@ -10,16 +10,11 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
-from chat_template import (
-    TEMPLATES,
-    Message,
-    escape_what_cannot_be_printed,
-    printable,
-    render_prompt,
-)
-from checkpoint import load_checkpoint
+from chat_template import TEMPLATES, Message, render_prompt
 from model import GPT, check_sampling
-from samples import continue_text
+from runtime.answers import continue_text
+from runtime.console import escape_what_cannot_be_printed, printable
+from runtime.load import load_checkpoint
 from sft import Config, choose_device
 from tokenizer import Tokenizer
 

@@ -9,22 +9,18 @@ chat and scoring all go through it. Content is encoded by itself and can never b
     python chat_template.py data/tiny_instruct.jsonl --template chatml      shows, in colour, what is trained on
 """
 
-import argparse
 import functools
-import itertools
 import json
-import os
 import re
 import reprlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+
+from tokenizer import END_OF_TEXT
 
 ROLES = ("system", "user", "assistant", "tool")
 TRAIN_ON = ("assistant", "last", "all")
-END_OF_TEXT = "<|endoftext|>"
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -37,13 +33,17 @@ class Message:
 
     def __post_init__(self) -> None:
         if self.role not in (*ROLES, "text"):
-            raise ValueError(f"unknown role {quoted(self.role)}; roles are {', '.join(ROLES)}")
+            raise ValueError(
+                f"unknown role {reprlib.repr(self.role)}; roles are {', '.join(ROLES)}"
+            )
         if not isinstance(self.content, str):
             raise ValueError(
                 f"the content of a {self.role} message must be text, not {type(self.content).__name__}"
             )
         if self.weight not in (0, 1):
-            raise ValueError(f"the weight of a message must be 0 or 1, not {quoted(self.weight)}")
+            raise ValueError(
+                f"the weight of a message must be 0 or 1, not {reprlib.repr(self.weight)}"
+            )
 
 
 # Templates
@@ -279,14 +279,8 @@ def form_of(record: dict) -> tuple[str, ...]:
     for form in FORMS:
         if all(key in record for key in form):
             return form
-    found = one_line(", ".join(record)) or "(none)"
+    found = ", ".join(record)[:160] or "(none)"
     raise ValueError(f"unknown form of record, with the keys {found}; accepted: {ACCEPTED}")
-
-
-def unused_keys(record: dict) -> set[str]:
-    """The keys of a record that `read_record` does not look at."""
-    form = form_of(record)
-    return record.keys() - {*form, *FORMS[form]}
 
 
 def read_record(record: dict) -> list[Message]:
@@ -354,15 +348,17 @@ def read_turn(
     turn: dict, role_key: str, content_key: str, role_names: dict[str, str] | None
 ) -> Message:
     if not isinstance(turn, dict) or role_key not in turn or content_key not in turn:
-        found = one_line(", ".join(turn)) if isinstance(turn, dict) else type(turn).__name__
+        found = ", ".join(turn)[:160] if isinstance(turn, dict) else type(turn).__name__
         raise ValueError(f'a message needs "{role_key}" and "{content_key}" (found {found})')
     role = turn[role_key]
     if role_names:
         if not isinstance(role, str) or role not in role_names:
-            raise ValueError(f"unknown role {quoted(role)}; roles are {', '.join(role_names)}")
+            raise ValueError(
+                f"unknown role {reprlib.repr(role)}; roles are {', '.join(role_names)}"
+            )
         role = role_names[role]
     if role == "text":
-        raise ValueError(f"unknown role {quoted(role)}; roles are {', '.join(ROLES)}")
+        raise ValueError(f"unknown role {reprlib.repr(role)}; roles are {', '.join(ROLES)}")
     return Message(role, text_of(turn[content_key]), turn.get("weight", turn.get("loss_weight", 1)))
 
 
@@ -379,178 +375,7 @@ def text_of(content: object) -> str:
     return content
 
 
-def read_raw(path: str | Path) -> Iterator[tuple[int, object]]:
-    """(line, what stands there) for each record of a file: of JSON Lines the bytes of the line, so that somebody else
-    can parse them (dataset.py's processes do); of one JSON array, which is read whole, the record itself.
-
-    Raises ValueError (`file:line: reason`) for invalid UTF-8 and invalid JSON, OSError where the file cannot be read.
-    """
-    with open(path, "rb") as file:
-        lines = (line.removeprefix(BYTE_ORDER_MARK).strip() for line in file)
-        start = next(filter(None, lines), b"")
-        file.seek(0)
-        if start.startswith(b"["):
-            yield from read_array(path, file.read())
-            return
-        for number, line in enumerate(file, 1):
-            line = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
-            if line.strip():
-                yield number, line
-
-
-def parse_raw(path: str | Path, number: int, raw: object) -> object:
-    """The record in what `read_raw` gives. Raises as `read_raw`."""
-    return (
-        parse_json(path, number, decode_utf8(path, number, raw).strip())
-        if isinstance(raw, bytes)
-        else raw
-    )
-
-
-def read_array(path: str | Path, data: bytes) -> Iterator[tuple[int, object]]:
-    text = decode_utf8(path, 1, data.removeprefix(BYTE_ORDER_MARK))
-    del data
-    decoder, number, counted_to, end = json.JSONDecoder(), 1, 0, text.index("[") + 1
-    separator = re.compile(r"\s*")
-    while True:
-        end = separator.match(text, end).end()
-        number, counted_to = number + text.count("\n", counted_to, end), end
-        if text.startswith("]", end):
-            break
-        record, end = parse_json(path, number, text, functools.partial(decoder.raw_decode, idx=end))
-        yield number, record
-        end = separator.match(text, end).end()
-        if text.startswith(",", end):
-            end = separator.match(text, end + 1).end()
-            if text.startswith("]", end):
-                number += text.count("\n", counted_to, end)
-                raise ValueError(
-                    f"{path}:{number}: not valid JSON: a comma before the end of the array"
-                )
-        elif not text.startswith("]", end):
-            number += text.count("\n", counted_to, end)
-            raise ValueError(f"{path}:{number}: not valid JSON: expected , or ] after a record")
-    if text[end + 1 :].strip():
-        raise ValueError(f"{path}:{number}: not valid JSON: something follows the array")
-
-
-def decode_utf8(path: str | Path, number: int, data: bytes) -> str:
-    """The text of `data`, which begins on line `number`."""
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        number, column = (
-            number + data.count(b"\n", 0, error.start),
-            error.start - 1 - data.rfind(b"\n", 0, error.start),
-        )
-        raise ValueError(f"{path}:{number}: not valid UTF-8 (byte {column} of the line)") from None
-
-
-def parse_json(path: str | Path, number: int, text: str, parse=json.loads):
-    try:
-        return parse(text)
-    except json.JSONDecodeError as error:
-        line = max(
-            number, error.lineno
-        )  # of a single line, lineno is 1; of a whole file, it counts from the top
-        raise ValueError(
-            f"{path}:{line}: not valid JSON: {error.msg} (column {error.colno})"
-        ) from None
-    except RecursionError:
-        raise ValueError(f"{path}:{number}: not valid JSON: nested too deeply") from None
-    except ValueError as error:  # a number of many thousand digits
-        raise ValueError(f"{path}:{number}: not valid JSON: {error}") from None
-
-
-def read_conversation(path: str | Path, number: int, raw: object) -> tuple[dict, list[Message]]:
-    """The record and the conversation in what `read_raw` gives. Raises ValueError, `file:line: reason`."""
-    record = parse_raw(path, number, raw)
-    try:
-        return record, read_record(record)
-    except ValueError as error:
-        raise ValueError(f"{path}:{number}: {error}") from None
-
-
-def read_conversations(path: str | Path) -> Iterator[tuple[int, dict, list[Message]]]:
-    """(line, record, conversation) for each record of a file. Raises ValueError, `file:line: reason`."""
-    for number, raw in read_raw(path):
-        yield number, *read_conversation(path, number, raw)
-
-
-# What is trained on, made visible
-
-
-def printable(text: str, keep: str = "") -> str:
-    """Text for the screen: unprintable characters are escaped (but for `keep`), so that data drives no terminal."""
-    return "".join(
-        char if char.isprintable() or char in keep else repr(char)[1:-1] for char in text
-    )
-
-
-def one_line(text: str, width: int = 160) -> str:
-    """As `printable`, and no longer than a few lines of the screen."""
-    return printable(text) if len(text) <= width else printable(text[:width]) + " ..."
-
-
-def quoted(value: object) -> str:
-    """Any value out of a file, for an error: however large or deeply nested it is, a short text."""
-    return printable(reprlib.repr(value))
-
-
-def escape_what_cannot_be_printed() -> None:
-    """In a terminal that knows no é, and for file names that are not Unicode."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")
-
-
-def show_mask(ids: Sequence[int], loss_mask: Sequence[int], tokenizer, colour: bool = True) -> str:
-    """The tokens, supervised ones in green (without colour: in brackets), a new line after each line's end."""
-    context, supervised, plain = ("\x1b[2m", "\x1b[30;42m", "\x1b[0m") if colour else ("", "[", "]")
-    shown = []
-    for token_id, is_supervised in zip(ids, loss_mask):
-        token = tokenizer.decode_bytes([token_id]).decode("utf-8", errors="backslashreplace")
-        ending = plain if colour or is_supervised else ""
-        line_end = "\n" if token.endswith("\n") else "|"
-        shown.append(
-            f"{supervised if is_supervised else context}{printable(token)}{ending}{line_end}"
-        )
-    return "".join(shown)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    from sft import load_checkpoint  # only this command needs a tokenizer from a checkpoint
-
-    parser = argparse.ArgumentParser(
-        description="Show conversations token by token, supervised tokens in green."
-    )
-    parser.add_argument("data", help="JSON Lines or JSON array of conversations")
-    parser.add_argument("--template", choices=TEMPLATES, default="chatml")
-    parser.add_argument("--train-on", choices=TRAIN_ON, default="assistant")
-    parser.add_argument(
-        "--init", default="data/base.pt", help="checkpoint whose tokenizer is used (%(default)s)"
-    )
-    parser.add_argument(
-        "--number", type=int, default=3, help="how many conversations to show (%(default)s)"
-    )
-    args = parser.parse_args(argv)
-    escape_what_cannot_be_printed()
-    try:
-        _, tokenizer, _ = load_checkpoint(args.init, "cpu")
-        tokenizer = tokenizer.with_special(TEMPLATES[args.template].special_tokens)
-        conversations = list(itertools.islice(read_conversations(args.data), args.number))
-        if not conversations:
-            raise ValueError(f"{args.data}: no record in this file")
-        for line, _, messages in conversations:
-            ids, loss_mask = render(messages, tokenizer, args.template, args.train_on)
-            print(f"{printable(args.data)}:{line}: {len(ids)} tokens, {sum(loss_mask)} supervised")
-            print(
-                show_mask(ids, loss_mask, tokenizer, colour=not os.environ.get("NO_COLOR")) + "\n"
-            )
-    except (OSError, ValueError) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
+    from runtime.show import main
+
     sys.exit(main())

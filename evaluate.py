@@ -18,12 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
-from chat_template import TEMPLATES, Message, read_conversations, render_prompt
-from checkpoint import HERE, find_file, load_checkpoint
-from dataset import Dataset, build_dataset
-from distributed import LiveLine
+from chat_template import TEMPLATES, Message, render_prompt
 from lora import merge_lora
 from model import GPT
+from runtime.console import LiveLine
+from runtime.files import HERE, find_file
+from runtime.load import load_checkpoint
+from runtime.records import read_conversations
+from runtime.tokens import Dataset, build_dataset
 from sft import Config, choose_device, evaluate_loss, keep_freed_memory
 from tokenizer import END_OF_TEXT, Tokenizer
 

@@ -12,7 +12,6 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -166,78 +165,6 @@ def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
 def adapter_state(model: nn.Module) -> dict:
     """All that `load_lora` needs, as plain values and tensors: {"lora": configuration, "adapter": tensors}."""
     return {"lora": {**asdict(model.lora)}, "adapter": lora_state_dict(model)}
-
-
-def save_lora(model: nn.Module, path: str | Path) -> None:
-    torch.save(adapter_state(model), path)
-
-
-def load_lora(model: nn.Module, path: str | Path) -> nn.Module:
-    """Put the adapter of a file (from `save_lora`, or a checkpoint of a LoRA run) on its base, in place.
-
-    Raises ValueError where the file holds no adapter, or one that was trained on another base.
-    """
-    with open(path, "rb") as file:
-        try:
-            saved = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # of any kind: the file may hold any broken pickle
-            raise ValueError(f"{path} holds no LoRA adapter ({type(error).__name__})") from None
-    try:
-        return attach_adapter(model, saved, str(path))
-    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{path} holds no LoRA adapter ({type(error).__name__})") from error
-
-
-def attach_adapter(model: nn.Module, saved: dict, origin: str) -> nn.Module:
-    """Put the adapter in `saved` (see `adapter_state`) on its base. Raises ValueError where it does not belong there;
-    and does so before a rank or an id that only a hostile file can hold has taken memory."""
-    if not isinstance(saved, dict) or "adapter" not in saved:
-        raise ValueError(f"{origin} holds no LoRA adapter")
-    check_plain(saved["lora"])
-    arguments, adapter = {**saved["lora"]}, saved["adapter"]
-    check_tensors(adapter)
-    if arguments.pop("fingerprint") != fingerprint(model):
-        raise ValueError(f"{origin} was trained on another base model than this one")
-    ranks = {len(tensor) for name, tensor in adapter.items() if name.endswith("lora_a")}
-    token_ids = arguments["token_ids"]
-    if ranks != {arguments["rank"]} or max(token_ids, default=0) >= model.config.n_vocab + len(
-        token_ids
-    ):
-        raise ValueError(
-            f"{origin} does not fit its own configuration: rank {ranks}, {len(token_ids)} tokens"
-        )
-    try:
-        add_lora(model, **arguments)
-    except ValueError as error:
-        raise ValueError(f"{origin}: {error}") from None
-    missing_or_unknown = lora_state_dict(model).keys() ^ adapter.keys()
-    if missing_or_unknown:
-        raise ValueError(
-            f"{origin} does not fit its own configuration: {sorted(missing_or_unknown)[0]}"
-        )
-    model.to(next(iter(adapter.values())).dtype)  # float64, if it was trained so
-    model.load_state_dict(adapter, strict=False)  # strict over the adapter: checked just above
-    return model
-
-
-def check_tensors(tensors: dict[str, Tensor]) -> None:
-    """Raises TypeError for what is no tensor of numbers, or is larger in memory than in its file."""
-    for name, tensor in tensors.items():
-        is_tensor = isinstance(tensor, Tensor) and tensor.is_floating_point()
-        if not (is_tensor and tensor.is_contiguous() and tensor.device.type == "cpu"):
-            raise TypeError(f"{name} is no plain tensor")
-
-
-def check_plain(value: object) -> None:
-    """Raises TypeError for anything but text and numbers in lists and dicts: a loop over a tensor that is small in its
-    file could take for ever."""
-    if isinstance(value, dict):
-        check_plain([*value.keys(), *value.values()])
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            check_plain(item)
-    elif not isinstance(value, (str, int, float, type(None))):
-        raise TypeError(f"{type(value).__name__} is no plain value")
 
 
 def fingerprint(model: nn.Module) -> str:

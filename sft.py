@@ -7,9 +7,7 @@ drawn and shifts the targets; `nll_sum`, here, is the objective; `accumulate_gra
 `train` is the loop, a list of steps to read.
 """
 
-import argparse
 import contextlib
-import ctypes
 import dataclasses
 import functools
 import itertools
@@ -19,9 +17,8 @@ import shlex
 import signal
 import sys
 import time
-import typing
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,49 +27,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import lora
-from adamw import AdamW
-from chat_template import (
-    TEMPLATES,
-    TRAIN_ON,
-    Message,
-    escape_what_cannot_be_printed,
-    one_line,
-    printable,
-    quoted,
-)
-from checkpoint import (
-    HERE,
-    LogFile,
-    checkpoints_in,
-    find_file,
-    load_checkpoint,
-    lock,
-    open_folder,
-    plot_losses,
-    prune,
-    read_checkpoint,
-    restore,
-    save_checkpoint,
-)
-from dataset import (
-    IGNORED,
-    Data,
-    Dataset,
-    build_dataset,
-    collate,
-    micro_batches_of,
-    prepare_data,
-    split_weight,
-)
-from distributed import (
-    LiveLine,
-    StopSignals,
+from chat_template import TEMPLATES, TRAIN_ON, Message
+from dataset import IGNORED, Data, collate, micro_batches_of, prepare_data
+from model import GPT, ROW_MULTIPLE
+from runtime.adamw import AdamW
+from runtime.answers import ask, describe_samples, pick_samples
+from runtime.console import LiveLine, escape_what_cannot_be_printed, fail, log, one_line
+from runtime.distributed import (
     connect,
     first_process_first,
     gather,
     in_touch,
     leave_together,
-    log,
     rank,
     shard,
     sum_gradients,
@@ -80,8 +46,23 @@ from distributed import (
     unsharded,
     world_size,
 )
-from model import GPT, ROW_MULTIPLE
-from samples import ask, describe_samples, pick_samples
+from runtime.fast import keep_freed_memory
+from runtime.files import (
+    HERE,
+    LogFile,
+    checkpoints_in,
+    find_file,
+    lock,
+    open_folder,
+    plot_losses,
+    prune,
+    save_checkpoint,
+)
+from runtime.load import load_checkpoint, read_checkpoint, restore
+from runtime.options import check_ranges, option, parse_arguments
+from runtime.records import split_weight
+from runtime.session import StopSignals
+from runtime.tokens import Dataset, build_dataset
 from tokenizer import END_OF_TEXT, Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -90,17 +71,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 # Configuration: one field a line; the command line is made from it, and it is saved in every checkpoint
 
 
-def option(
-    default, group: str, help: str, choices: Iterable[str] | None = None, least: float | None = None
-):
-    metadata = {"group": group, "help": help, "choices": choices, "least": least}
-    if isinstance(default, list):
-        return field(default_factory=default.copy, metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
 @dataclass
 class Config:
+    """Fine-tune a GPT on conversations."""
+
     data: list[str] = option(
         ["tiny_instruct.jsonl"], "data", "FILE or FILE:WEIGHT, the share of it seen each epoch"
     )
@@ -178,60 +152,6 @@ EPSILON = 1e-5
 # The fields that may differ when a run is resumed. `steps` changes the schedule; the others change no number, but for
 # the last bits, which may depend on how sums are divided among processes.
 CHANGEABLE = {"steps", "save_every", "keep_checkpoints", "resume", "cache", "fsdp"}
-
-
-def parse_arguments(argv: Sequence[str] | None) -> tuple[Config, set[str]]:
-    """The configuration, and the names of those fields that the command line gives."""
-    wide = functools.partial(argparse.HelpFormatter, max_help_position=38, width=118)
-    parser = argparse.ArgumentParser(
-        description="Fine-tune a GPT on conversations.",
-        argument_default=argparse.SUPPRESS,
-        formatter_class=wide,
-    )
-    groups = {}
-    for option_field in dataclasses.fields(Config):
-        metadata, default = option_field.metadata, getattr(Config(), option_field.name)
-        group = groups.setdefault(metadata["group"], parser.add_argument_group(metadata["group"]))
-        value_type = (typing.get_args(option_field.type) or (option_field.type,))[
-            0
-        ]  # list[str] -> str
-        arguments = {"help": metadata["help"]}
-        if value_type is bool:
-            arguments["action"] = argparse.BooleanOptionalAction
-        else:
-            arguments |= {"type": value_type, "choices": metadata["choices"]}
-            if isinstance(default, list):  # `--data a --data b` means both, as `--data a b` does
-                arguments |= {"nargs": "+", "action": "extend"}
-            arguments["metavar"] = (
-                None if metadata["choices"] else {str: "NAME", int: "N", float: "X"}[value_type]
-            )
-            if default not in (None, []):
-                arguments["help"] += (
-                    f" ({' '.join(default) if isinstance(default, list) else default})"
-                )
-        group.add_argument("--" + option_field.name.replace("_", "-"), **arguments)
-    given = vars(parser.parse_args(argv))
-    return Config(**given), set(given)
-
-
-def check_ranges(config: Config) -> None:
-    """Raises ValueError for a value that the command line would not take: out of range, or out of a hostile file."""
-    for option_field in dataclasses.fields(config):
-        value, metadata = getattr(config, option_field.name), option_field.metadata
-        types = typing.get_args(option_field.type) or (
-            option_field.type,
-        )  # list[str] -> str; int | None -> both
-        types += (int,) if float in types else ()
-        values = value if isinstance(getattr(Config(), option_field.name), list) else [value]
-        good = isinstance(values, list) and all(isinstance(item, types) for item in values)
-        if good and value is not None and metadata["choices"]:
-            good = value in metadata["choices"]
-        if good and value is not None and metadata["least"] is not None:
-            good = metadata["least"] <= value < (1 if "dropout" in option_field.name else math.inf)
-        if not good:
-            raise ValueError(
-                f"--{option_field.name.replace('_', '-')} {quoted(value)} is out of range"
-            )
 
 
 # The objective
@@ -525,19 +445,10 @@ def prepare(config: Config, given: set[str]) -> tuple[Run, dict | None]:
     folder = (
         Path(saved["file"]).parent
         if saved
-        else open_folder(config.out, name, config.overwrite, config.init)
+        else open_folder(config.out, name, config.overwrite, HERE / base["path"])
     )
     log(f"folder    {folder}")
     return Run(config, device, dtype, model, tokenizer, base, data, samples, folder), saved
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep freed blocks. It would give large ones back to the kernel after each step, which would have to
-    clear them again for the next. The main job gains 6 to 17 % of its tokens/s. Elsewhere this does nothing."""
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-4, 0)  # M_MMAP_MAX
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 # The run
@@ -720,17 +631,11 @@ def train(run: Run, optimizer: AdamW, saved: dict | None, stop: StopSignals) -> 
     return 0
 
 
-def fail(error: Exception | str) -> int:
-    before = "\n" if sys.stdout.isatty() else ""
-    print(f"{before}error: {printable(str(error))}", file=sys.stderr)
-    return 2
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0; 2 with one line for an error of the user's; 128 and the signal's number after a signal."""
     with StopSignals() as stop:
         try:
-            config, given = parse_arguments(argv)
+            config, given = parse_arguments(Config, argv)
             escape_what_cannot_be_printed()
             keep_freed_memory()
             with in_touch():

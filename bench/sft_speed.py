@@ -24,8 +24,8 @@ from task import (
     shared_arguments,
 )
 
-from checkpoint import find_file
 from model import GPTConfig
+from runtime.files import find_file
 
 CONTENDERS = str(Path(__file__).parent / "contenders.py")
 GROUPS = {

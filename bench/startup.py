@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 from task import SPECIAL_TOKENS, failed, format_table, machine, measure, median
 
-from checkpoint import HERE, find_file, load_checkpoint
-from dataset import build_dataset
+from runtime.files import HERE, find_file
+from runtime.load import load_checkpoint
+from runtime.tokens import build_dataset
 from tokenizer import Tokenizer
 
 

@@ -23,9 +23,10 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from checkpoint import find_file  # noqa: E402
-from dataset import IGNORED, Dataset, build_dataset  # noqa: E402
+from dataset import IGNORED  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
+from runtime.files import find_file  # noqa: E402
+from runtime.tokens import Dataset, build_dataset  # noqa: E402
 from tokenizer import Tokenizer  # noqa: E402
 
 SPECIAL_TOKENS = (

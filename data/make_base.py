@@ -21,9 +21,9 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from checkpoint import save_checkpoint  # noqa: E402
 from data.world import GROUPS, documents  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
+from runtime.files import save_checkpoint  # noqa: E402
 from sft import keep_freed_memory, learning_rate, nll_sum  # noqa: E402
 from tokenizer import END_OF_TEXT, Tokenizer, train_bpe  # noqa: E402
 

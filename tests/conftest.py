@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoint import save_checkpoint
 from model import GPT, GPTConfig
+from runtime.files import save_checkpoint
 from tokenizer import END_OF_TEXT, Tokenizer
 
 # tests/peers compares with packages that this project does not need; they have an environment of their own.

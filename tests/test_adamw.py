@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from adamw import AdamW
+from runtime.adamw import AdamW
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = dict(betas=(0.9, 0.95), eps=1e-4)

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from conftest import children, conversation, make_base, wait_until_gone, write_jsonl
 
-import dataset
 import sft
-from dataset import COLUMNS, build_dataset
+from runtime import tokens
+from runtime.tokens import COLUMNS, build_dataset
 
 RECORDS = [conversation(f"question {i} é", "a" * (i % 9)) for i in range(700)]
 RECORDS[5]["note"] = "not used"
@@ -27,8 +27,8 @@ RECORDS[600]["messages"][1]["weight"] = 0
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch) -> list[Path]:
     """A file of lines and one that is an array, which count as large."""
-    monkeypatch.setattr(dataset, "LARGE", 1)
-    monkeypatch.setattr(dataset, "BATCH", 5000)
+    monkeypatch.setattr(tokens, "LARGE", 1)
+    monkeypatch.setattr(tokens, "BATCH", 5000)
     array = tmp_path / "array.json"
     array.write_text(json.dumps(RECORDS[:50]))
     return [write_jsonl(tmp_path / "lines.jsonl", RECORDS), array]
@@ -39,20 +39,20 @@ def here(monkeypatch) -> list[int]:
     """No processes, which take seconds to start; each file that is tokenised."""
     times: list[int] = []
     monkeypatch.setattr(
-        dataset, "map_in_processes", lambda *rest: times.append(1) or dataset.map_here(*rest)
+        tokens, "map_in_processes", lambda *rest: times.append(1) or tokens.map_here(*rest)
     )
     return times
 
 
 def build(
     paths: list[Path], tokenizer, cache: Path | None, **settings
-) -> tuple[dataset.Dataset, list[str]]:
+) -> tuple[tokens.Dataset, list[str]]:
     settings = {"template": "xml", "max_length": 70} | settings
     return build_dataset(paths, tokenizer, cache=cache, **settings)
 
 
 def assert_same(
-    one: tuple[dataset.Dataset, list[str]], other: tuple[dataset.Dataset, list[str]]
+    one: tuple[tokens.Dataset, list[str]], other: tuple[tokens.Dataset, list[str]]
 ) -> None:
     assert one[1] == other[1] and one[0].digest == other[0].digest
     for name, dtype in COLUMNS.items():
@@ -110,19 +110,19 @@ def test_the_code_that_renders_is_part_of_the_name(
     files, tokenizer, tmp_path: Path, here, monkeypatch
 ):
     """Whoever changes a template must not be given yesterday's tokens."""
-    for module in ("chat_template", "tokenizer_module"):
-        source = Path(getattr(dataset, module).__file__)
+    for module in ("chat_template", "records", "tokenizer_module"):
+        source = Path(getattr(tokens, module).__file__)
         (tmp_path / source.name).write_bytes(source.read_bytes() + b"\n")
-    before = dataset.cache_key(files, dataset.Renderer(tokenizer, "xml", "all", 9, "drop"))
-    for module in ("chat_template", "tokenizer_module"):
+    before = tokens.cache_key(files, tokens.Renderer(tokenizer, "xml", "all", 9, "drop"))
+    for module in ("chat_template", "records", "tokenizer_module"):
         with monkeypatch.context() as patch:
             patch.setattr(
-                getattr(dataset, module),
+                getattr(tokens, module),
                 "__file__",
                 str(tmp_path / f"{module.removesuffix('_module')}.py"),
             )
             assert (
-                dataset.cache_key(files, dataset.Renderer(tokenizer, "xml", "all", 9, "drop"))
+                tokens.cache_key(files, tokens.Renderer(tokenizer, "xml", "all", 9, "drop"))
                 != before
             )
 
@@ -179,28 +179,28 @@ def test_the_cache_is_bounded(files, tokenizer, tmp_path: Path, here):
 
     def use(max_length: int) -> Path:
         build(files, tokenizer, cache, max_length=max_length, overlong="truncate")
-        renderer = dataset.Renderer(tokenizer, "xml", "assistant", max_length, "truncate")
-        return cache / dataset.cache_key(files, renderer)
+        renderer = tokens.Renderer(tokenizer, "xml", "assistant", max_length, "truncate")
+        return cache / tokens.cache_key(files, renderer)
 
-    folders = [use(100 + n) for n in range(dataset.KEPT)]
+    folders = [use(100 + n) for n in range(tokens.KEPT)]
     for age, folder in enumerate(folders[1:] + folders[:1]):  # the first one was used again
         os.utime(folder, (time.time() - 100 + age,) * 2)
     newest = use(200)
     assert [folder.exists() for folder in folders] == [True, False] + [True] * (
-        dataset.KEPT - 2
+        tokens.KEPT - 2
     ) and newest.exists()
     assert all(stranger.exists() for stranger in strangers)
 
 
 def test_who_comes_second_waits(files, tokenizer, tmp_path: Path, here, monkeypatch):
     """Runs that are started together tokenise once."""
-    expected, genuine, made = build(files, tokenizer, None), dataset.render_files, []
+    expected, genuine, made = build(files, tokenizer, None), tokens.render_files, []
 
     def slow(*arguments):
         time.sleep(0.3)
         return genuine(*arguments)
 
-    monkeypatch.setattr(dataset, "render_files", slow)
+    monkeypatch.setattr(tokens, "render_files", slow)
     cache = tmp_path / "cache"
     threads = [
         threading.Thread(target=lambda: made.append(build(files, tokenizer, cache)))
@@ -217,7 +217,7 @@ def test_who_comes_second_waits(files, tokenizer, tmp_path: Path, here, monkeypa
 
 def test_small_files_need_no_cache(tmp_path: Path, tokenizer, monkeypatch):
     """Nothing is written, no process is started."""
-    monkeypatch.setattr(dataset, "cached_dataset", None)
+    monkeypatch.setattr(tokens, "cached_dataset", None)
     path = write_jsonl(tmp_path / "small.jsonl", RECORDS)
     build([path], tokenizer, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
@@ -230,7 +230,7 @@ def start_tokenising(folder: Path) -> tuple[subprocess.Popen, set[int]]:
     """A run that is at work on a large file, and its helpers."""
     make_base(folder / "base.pt")
     record = json.dumps(conversation("q" * 100, "a" * 100)) + "\n"
-    (folder / "large.jsonl").write_text(record * (dataset.LARGE // len(record) + 1))
+    (folder / "large.jsonl").write_text(record * (tokens.LARGE // len(record) + 1))
     command = [
         sys.executable,
         str(Path(sft.__file__)),
@@ -271,7 +271,8 @@ def test_whoever_stops_the_run_stops_its_helpers(tmp_path: Path, number: int):
 
 # Ctrl-C while the ninth batch is handed over: the pool counts it already, but nobody will ever do it.
 INTERRUPTED = """
-import queue, dataset, tokenizer
+import queue, tokenizer
+from runtime import tokens
 put, puts = queue.Queue.put, []
 
 def interrupted_put(self, item, *more):
@@ -284,7 +285,7 @@ queue.Queue.put = interrupted_put
 bytes_only = tokenizer.Tokenizer({bytes([byte]): byte for byte in range(256)}, {})
 batches = (("file", number, []) for number in range(200))
 try:
-    list(dataset.map_in_processes(dataset.Renderer(bytes_only, "xml", "all", 99, "drop"), batches))
+    list(tokens.map_in_processes(tokens.Renderer(bytes_only, "xml", "all", 99, "drop"), batches))
 except KeyboardInterrupt:
     print("interrupted")
 """
@@ -292,7 +293,7 @@ except KeyboardInterrupt:
 
 def test_ctrl_c_between_two_batches_does_not_hang():
     """It did: the pool waited for a batch that was in its books and in no queue."""
-    place = Path(dataset.__file__).parent
+    place = Path(sft.__file__).parent
     ended = subprocess.run(
         [sys.executable, "-c", INTERRUPTED], cwd=place, capture_output=True, timeout=60
     )
@@ -319,9 +320,7 @@ def test_only_a_few_batches_are_under_way(tokenizer, tmp_path: Path):
     """However large the file is, memory holds only a few batches of it: with each result that is fetched, one more."""
     taken, ahead = itertools.count(), []
     batches = ((tmp_path, next(taken), [(1, conversation("q", "a"))]) for _ in range(200))
-    results = dataset.map_in_processes(
-        dataset.Renderer(tokenizer, "xml", "all", 99, "drop"), batches
-    )
+    results = tokens.map_in_processes(tokens.Renderer(tokenizer, "xml", "all", 99, "drop"), batches)
     for fetched, (columns, _) in enumerate(results, 1):
         assert columns["sources"].tolist() == [fetched - 1]
         ahead.append(next(copy.copy(taken)) - fetched)

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from conftest import conversation, write_jsonl
 
-import chat_template
-from chat_template import TEMPLATES, Message, read_conversations, read_record, render, render_prompt
+from chat_template import TEMPLATES, Message, read_record, render, render_prompt
+from runtime import console, show
+from runtime.records import read_conversations
 from tokenizer import END_OF_TEXT, Tokenizer, train_bpe
 
 SPECIALS = sorted({name for form in TEMPLATES.values() for name in form.special_tokens})
@@ -478,7 +479,7 @@ def test_bad_records_are_named_by_file_and_line(
         with pytest.raises(ValueError, match=f"^{re.escape(str(path))}:3: .*{reason}") as raised:
             list(read_conversations(path))
         assert str(raised.value).isprintable()
-    assert chat_template.main([str(lines), "--init", str(base)]) == 2
+    assert show.main([str(lines), "--init", str(base)]) == 2
     assert re.fullmatch(
         f"error: {re.escape(str(lines))}:3: .*{reason}.*\n", capsys.readouterr().err
     )
@@ -543,18 +544,17 @@ def test_real_data(words: Tokenizer) -> None:
 def test_show_mask_and_printable(letters: Tokenizer) -> None:
     ids = [*"[é\n\x1b".encode(), letters.special("</s>")]
     assert (
-        chat_template.show_mask(ids, [0, 1, 1, 0, 0, 1], letters, colour=False)
+        show.show_mask(ids, [0, 1, 1, 0, 0, 1], letters, colour=False)
         == "[|[\\xc3]|[\\xa9]|\\n\n\\x1b|[</s>]|"
     )
     assert (
-        chat_template.show_mask([65, 66], [0, 1], letters, colour=True)
+        show.show_mask([65, 66], [0, 1], letters, colour=True)
         == "\x1b[2mA\x1b[0m|\x1b[30;42mB\x1b[0m|"
     )
     assert (
-        chat_template.printable("é😀 \x1b\x9b\u202e\0\n\ud800")
-        == "é😀 \\x1b\\x9b\\u202e\\x00\\n\\ud800"
+        console.printable("é😀 \x1b\x9b\u202e\0\n\ud800") == "é😀 \\x1b\\x9b\\u202e\\x00\\n\\ud800"
     )
-    assert chat_template.printable("a\nb\tc\r", keep="\n\t") == "a\nb\tc\\r"
+    assert console.printable("a\nb\tc\r", keep="\n\t") == "a\nb\tc\\r"
 
 
 @pytest.mark.parametrize("colour", [True, False])
@@ -576,19 +576,14 @@ def test_the_command_shows_what_is_supervised(
         tmp_path / "data.jsonl",
         [conversation(escapes, "Yo"), {"text": f"b{escapes}"}, {"text": "c"}],
     )
-    assert (
-        chat_template.main(
-            [str(path), "--template", template, "--init", str(base), "--number", "2"]
-        )
-        == 0
-    )
+    assert show.main([str(path), "--template", template, "--init", str(base), "--number", "2"]) == 0
     shown = capsys.readouterr().out
     harmless = re.sub(r"\x1b\[(2|30;42|0)m", "", shown) if colour else shown
     assert all(line.isprintable() for line in harmless.split("\n"))
     counts = re.findall(
         rf"^{re.escape(str(path))}:(\d): \d+ tokens, (\d+) supervised$", harmless, re.MULTILINE
     )
-    text_tokens = [*map(chat_template.printable, map(chr, f"b{escapes}".encode())), END_OF_TEXT]
+    text_tokens = [*map(console.printable, map(chr, f"b{escapes}".encode())), END_OF_TEXT]
     assert counts == [("1", "3"), ("2", str(len(text_tokens)))]
     if colour:
         supervised = [
@@ -618,7 +613,7 @@ def test_the_command_refuses_in_one_line(
         base.write_bytes(base.read_bytes()[:1000])
     data = {"no file": tmp_path / "none", "a folder": tmp_path}.get(fault, data)
     base = tmp_path / "none" if fault == "no base" else base
-    assert chat_template.main([str(data), "--init", str(base)]) == 2
+    assert show.main([str(data), "--init", str(base)]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and "Traceback" not in captured.err
     assert re.search(

@@ -10,16 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import checkpoint
-from checkpoint import (
-    is_whole,
-    load_checkpoint,
-    lock,
-    make_numbered_folder,
-    open_folder,
-    read_checkpoint,
-    save_checkpoint,
-)
+from runtime import files
+from runtime.files import is_whole, lock, make_numbered_folder, open_folder, save_checkpoint
+from runtime.load import load_checkpoint, read_checkpoint
 
 
 def run_folder(path: Path, steps: tuple[int, ...] = (1, 2)) -> Path:
@@ -101,7 +94,7 @@ def test_a_bad_sector_is_damage(tmp_path: Path, monkeypatch, capsys):
                 raise OSError(code, os.strerror(code))
             return self.file.read(*size)
 
-    monkeypatch.setattr(checkpoint, "open", BadFile, raising=False)
+    monkeypatch.setattr(files, "open", BadFile, raising=False)
     assert read_checkpoint(folder)["step"] == 1
     assert "checkpoint-0000002.pt: damaged" in capsys.readouterr().err
     code = errno.EACCES
@@ -114,7 +107,7 @@ def test_a_folder_belongs_to_one_process_at_a_time(tmp_path: Path):
     folder = run_folder(tmp_path / "run")
     before = {path: path.read_bytes() for path in folder.iterdir()}
     (tmp_path / "base.pt").touch()
-    overwriting = dict(out=str(folder), name="run", overwrite=True, init=str(tmp_path / "base.pt"))
+    overwriting = dict(out=str(folder), name="run", overwrite=True, protect=tmp_path / "base.pt")
     with lock(folder):
         for attempt in (lambda: lock(folder).__enter__(), lambda: open_folder(**overwriting)):
             with pytest.raises(OSError, match="run: another process is at work in this folder"):

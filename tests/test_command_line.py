@@ -17,10 +17,13 @@ import torch
 from conftest import conversation, make_base, write_jsonl
 
 import chat
-import samples
 import sft
-from chat_template import TEMPLATES, Message, one_line, printable
-from checkpoint import checkpoints_in, open_folder, read_checkpoint, save_checkpoint
+from chat_template import TEMPLATES, Message
+from runtime import answers
+from runtime.console import one_line, printable
+from runtime.files import checkpoints_in, open_folder, save_checkpoint
+from runtime.load import read_checkpoint
+from runtime.options import parse_arguments
 
 ROOT = Path(sft.__file__).resolve().parent
 
@@ -203,7 +206,7 @@ def test_base_and_tuned_model_answer_the_same_held_out_prompts(finished, place):
         [new_ids] = base.generate([[256, *text.encode()]], 40, stop=[256])
         assert continuation == one_line(base_tokenizer.decode(new_ids))
         assert answer == one_line(
-            samples.answer(model, tokenizer, [Message("user", text)], "chatml")
+            answers.answer(model, tokenizer, [Message("user", text)], "chatml")
         )
 
 
@@ -211,7 +214,7 @@ def test_a_run_ends_with_the_next_command(finished, place):
     """As it can be pasted, with a space in the folder's name; chat.py then prints the answer alone."""
     ended = finish(start("chat.py", "my run", "--prompt", "q07", folder=place), place)
     model, tokenizer, _ = sft.load_checkpoint(finished.folder)
-    answer = samples.answer(model, tokenizer, [Message("user", "q07")], "chatml", 128)
+    answer = answers.answer(model, tokenizer, [Message("user", "q07")], "chatml", 128)
     assert (ended.status, ended.out, ended.err) == (0, printable(answer, keep="\n\t") + "\n", "")
     assert shlex.split(finished.out.splitlines()[-1]) == ["next", "python", "chat.py", "my run"]
 
@@ -418,11 +421,11 @@ def test_what_is_counted(here, tmp_path, capsys, row):
 
 def test_a_list_may_be_given_in_parts():
     """A later --data never replaces an earlier one in silence."""
-    config, given = sft.parse_arguments(
-        ["--data", "a", "b:0.5", "--lora-targets", "q", "--data", "c"]
+    config, given = parse_arguments(
+        sft.Config, ["--data", "a", "b:0.5", "--lora-targets", "q", "--data", "c"]
     )
     assert config.data == ["a", "b:0.5", "c"] and given == {"data", "lora_targets"}
-    assert sft.parse_arguments(["--data", "d"])[0].data == ["d"]
+    assert parse_arguments(sft.Config, ["--data", "d"])[0].data == ["d"]
 
 
 def test_a_mixture_with_plain_text(place, tmp_path, monkeypatch, capsys):
@@ -560,7 +563,7 @@ def test_the_second_process_is_not_refused_the_folder_of_the_first(tmp_path, mon
     """Claim 10: the first may have begun to write there before the second looks."""
     monkeypatch.setenv("RANK", "1")
     (tmp_path / "log.csv").write_text("step\n")
-    assert open_folder(str(tmp_path), "name", overwrite=False, init="base.pt") == tmp_path
+    assert open_folder(str(tmp_path), "name", overwrite=False, protect=Path("base.pt")) == tmp_path
 
 
 # Bad input

@@ -8,7 +8,8 @@ import pytest
 from conftest import conversation, write_jsonl
 
 from chat_template import TEMPLATES
-from dataset import Dataset, build_dataset, collate, cut_micro_batches, cut_steps, epoch_order
+from dataset import collate, cut_micro_batches, cut_steps, epoch_order
+from runtime.tokens import Dataset, build_dataset
 
 
 def dataset_of(conversations: list[tuple[list[int], list[int]]]) -> Dataset:

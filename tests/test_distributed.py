@@ -17,9 +17,10 @@ import pytest
 import torch
 from conftest import Zygote, children, conversation, make_base, wait_until_gone, write_jsonl
 
-import distributed
 import sft
-from checkpoint import checkpoints_in, is_whole, load_checkpoint, read_checkpoint
+from runtime import distributed
+from runtime.files import checkpoints_in, is_whole
+from runtime.load import load_checkpoint, read_checkpoint
 
 # Of these, one step holds a single long conversation, so that the other process has none; shares are ragged.
 LENGTHS = (1, 4, 9, 80, 2, 7, 5, 30, 3, 6, 8)
@@ -162,8 +163,8 @@ def test_resuming_with_another_number_of_processes(zygote, place: Path, kind: st
 
 SHARES = """
 import os, torch
-import distributed
-from adamw import AdamW
+from runtime import distributed
+from runtime.adamw import AdamW
 from conftest import make_model
 
 distributed.connect()

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-import experiments
+import experiments.__main__ as experiments
 import sft
 from data import make_instruct
-from experiments import EXPERIMENTS, Row
+from experiments.__main__ import EXPERIMENTS, Row
+from runtime.options import parse_arguments
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def test_every_row_is_a_command_that_sft_accepts(name: str, tmp_path: Path, comm
     rows = EXPERIMENTS[name].rows(tmp_path, 1)
     assert len({row.label for row in rows}) == len(rows) > 1
     for row in rows:
-        config, _ = sft.parse_arguments(list(row.train or ()))
+        config, _ = parse_arguments(sft.Config, list(row.train or ()))
         for path in config.data:
             sft.split_weight(path)
     for _, *arguments in commands:

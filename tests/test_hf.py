@@ -15,19 +15,23 @@ from conftest import make_base, write_jsonl
 
 import chat
 import hf
+import hf.__main__ as hf_main
 import sft
 from chat_template import ROLES, TEMPLATES, Template
-from hf_tokenizer import (
+from hf import weights
+from hf.tokenizer_files import (
     BYTE_LEVEL,
     BYTES,
     find_template,
     find_tokenizer,
     jinja,
+    merge_pairs,
     read_tokenizer,
     tokenizer_files,
     tokenizer_json,
 )
-from tokenizer import END_OF_TEXT, GPT2_SPLIT, Tokenizer, merge_pairs, train_bpe
+from runtime import load
+from tokenizer import END_OF_TEXT, GPT2_SPLIT, Tokenizer, train_bpe
 
 GOOD = {
     "model_type": "gpt2",
@@ -53,7 +57,7 @@ def learned() -> Tokenizer:
 def cache(tmp_path: Path, monkeypatch) -> Path:
     """An empty cache for torch's downloads, and a safetensors package that is there and does nothing."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setattr(hf, "import_safetensors", lambda: None)
+    monkeypatch.setattr(weights, "import_safetensors", lambda: None)
     return tmp_path / "hub"
 
 
@@ -104,10 +108,10 @@ def test_a_configuration_that_this_model_cannot_compute_is_refused(
     tmp_path, capsys, changes, reason
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(GOOD | changes))
-    error = fails(capsys, hf.main, "loss", tmp_path, Path(__file__))
+    error = fails(capsys, hf_main.main, "loss", tmp_path, Path(__file__))
     assert str(tmp_path / "config.json") in error and len(error) < 400
     with pytest.raises(ValueError, match=reason):
-        hf.load_gpt2(tmp_path)
+        weights.load_gpt2(tmp_path)
 
 
 @pytest.mark.parametrize("n_inner", [None, 128])
@@ -115,7 +119,7 @@ def test_a_configuration_gives_the_sizes(tmp_path, n_inner) -> None:
     (tmp_path / "config.json").write_text(
         json.dumps(GOOD | {"n_inner": n_inner, "attn_pdrop": 0.1, "n_ctx": 64})
     )
-    config = hf.read_config(tmp_path / "config.json")
+    config = weights.read_config(tmp_path / "config.json")
     sizes = (
         config.vocab_size,
         config.context_length,
@@ -141,7 +145,7 @@ def test_a_configuration_gives_the_sizes(tmp_path, n_inner) -> None:
 def test_a_configuration_that_is_no_json_is_refused(tmp_path, capsys, content, reason) -> None:
     (tmp_path / "config.json").write_bytes(content)
     for command, arguments in (
-        (hf.main, ["loss", tmp_path, __file__]),
+        (hf_main.main, ["loss", tmp_path, __file__]),
         (sft.main, ["--init", tmp_path]),
     ):
         error = fails(capsys, command, *arguments)
@@ -161,16 +165,18 @@ def test_what_is_neither_a_folder_nor_a_name(tmp_path) -> None:
     with pytest.raises(
         FileNotFoundError, match="gpt3: no folder with a config.json, and none of gpt2, gpt2-medium"
     ):
-        hf.load_gpt2("gpt3")
+        weights.load_gpt2("gpt3")
     with pytest.raises(FileNotFoundError):
-        hf.load_gpt2(tmp_path)
+        weights.load_gpt2(tmp_path)
 
 
 def test_without_the_extra_nothing_is_written(tmp_path, monkeypatch, capsys) -> None:
     for name in ("safetensors", "safetensors.torch"):
         monkeypatch.setitem(sys.modules, name, None)
     base = make_base(tmp_path / "base.pt")
-    assert "pip install safetensors" in fails(capsys, hf.main, "export", base, tmp_path / "new")
+    assert "pip install safetensors" in fails(
+        capsys, hf_main.main, "export", base, tmp_path / "new"
+    )
     assert everything(tmp_path) == [base]
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     assert "pip install safetensors" in fails(
@@ -185,19 +191,19 @@ def test_without_the_extra_nothing_is_written(tmp_path, monkeypatch, capsys) -> 
 
 
 def test_a_folder_that_holds_something_is_not_written_over(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(hf, "import_safetensors", lambda: None)
+    monkeypatch.setattr(weights, "import_safetensors", lambda: None)
     base, note = make_base(tmp_path / "base.pt"), tmp_path / "mine" / "note"
     note.parent.mkdir()
     note.write_text("mine")
     for taken in (note, note.parent):
         assert "is there already; choose another folder" in fails(
-            capsys, hf.main, "export", base, taken
+            capsys, hf_main.main, "export", base, taken
         )
     assert everything(tmp_path) == [base, note.parent, note] and note.read_text() == "mine"
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(hf, "import_safetensors", lambda: None)
+    monkeypatch.setattr(weights, "import_safetensors", lambda: None)
     base, write = make_base(tmp_path / "base.pt"), Path.write_text
 
     def write_until_full(path: Path, *arguments, **named) -> None:
@@ -207,7 +213,9 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, capsys) -> None:
 
     monkeypatch.setattr(Path, "write_text", write_until_full)
     (tmp_path / "new").mkdir()
-    assert "No space left on device" in fails(capsys, hf.main, "export", base, tmp_path / "new")
+    assert "No space left on device" in fails(
+        capsys, hf_main.main, "export", base, tmp_path / "new"
+    )
     assert everything(tmp_path) == [base, tmp_path / "new"]
 
 
@@ -247,14 +255,14 @@ def test_a_log_in_page_in_place_of_the_files(cache, monkeypatch, capsys) -> None
     monkeypatch.setattr(
         torch.hub, "download_url_to_file", lambda url, path: Path(path).write_text("<html>")
     )
-    assert "not valid JSON" in fails(capsys, hf.main, "loss", "gpt2", __file__)
+    assert "not valid JSON" in fails(capsys, hf_main.main, "loss", "gpt2", __file__)
     assert everything(cache) == []
 
 
 def test_a_run_named_like_a_published_model_is_that_run(cache, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_base(Path("gpt2"))
-    model, tokenizer, meta = hf.load_checkpoint("gpt2")
+    model, tokenizer, meta = load.load_checkpoint("gpt2")
     assert tokenizer.n_vocab == 257 and meta["file"] == "gpt2" and not cache.exists()
 
 
@@ -262,7 +270,7 @@ def test_a_published_model_is_known_by_its_name(cache, tmp_path, monkeypatch) ->
     """A LoRA run's checkpoint holds the name, not this machine's cache, and finds its base by it."""
     monkeypatch.chdir(tmp_path)
     make_base(Path("small.pt"))
-    small, tokenizer, _ = hf.load_checkpoint("small.pt")
+    small, tokenizer, _ = load.load_checkpoint("small.pt")
     monkeypatch.setattr(
         hf, "find_gpt2", lambda path: cache / "gpt2" if str(path) == "gpt2" else None
     )
@@ -285,7 +293,7 @@ def test_a_published_model_is_known_by_its_name(cache, tmp_path, monkeypatch) ->
         "run",
     ]
     assert sft.main([*flags, "--lora-rank", "1"]) == 0
-    assert hf.load_checkpoint("run")[2]["base"]["path"] == "gpt2"
+    assert load.load_checkpoint("run")[2]["base"]["path"] == "gpt2"
     assert chat.main(["run", "--prompt", "a", "--base", "--max-new-tokens", "1"]) == 0
     assert sft.main(["--resume", "run", "--steps", "2"]) == 0
     assert sft.main([*flags, "--overwrite"]) == 0
@@ -295,13 +303,13 @@ def test_a_published_model_is_known_by_its_name(cache, tmp_path, monkeypatch) ->
     "name", ["a b", "a\nb", "é👋", "\x1b[31mred", os.fsdecode(b"\xff"), "$(ls)'"]
 )
 def test_any_name_is_shown_in_one_line(tmp_path, monkeypatch, capsys, name) -> None:
-    monkeypatch.setattr(hf, "import_safetensors", lambda: None)
+    monkeypatch.setattr(weights, "import_safetensors", lambda: None)
     (tmp_path / name).mkdir()
     (tmp_path / name / "config.json").write_text("{}")
-    fails(capsys, hf.main, "loss", tmp_path / name, __file__)
-    fails(capsys, hf.main, "export", make_base(tmp_path / "base.pt"), tmp_path / name)
-    monkeypatch.setattr(hf, "export", lambda checkpoint, folder: None)
-    assert hf.main(["export", "base.pt", name]) == 0
+    fails(capsys, hf_main.main, "loss", tmp_path / name, __file__)
+    fails(capsys, hf_main.main, "export", make_base(tmp_path / "base.pt"), tmp_path / name)
+    monkeypatch.setattr(hf_main, "export", lambda *arguments: None)
+    assert hf_main.main(["export", "base.pt", name]) == 0
     assert capsys.readouterr().out[:-1].isprintable()
 
 
@@ -315,7 +323,7 @@ def test_a_base_is_found_from_another_folder(tmp_path, monkeypatch) -> None:
     )
     assert sft.main(flags) == 0
     monkeypatch.chdir("/")
-    assert hf.load_checkpoint(tmp_path / "run")[2]["base"]["path"] == str(tmp_path / "small.pt")
+    assert load.load_checkpoint(tmp_path / "run")[2]["base"]["path"] == str(tmp_path / "small.pt")
 
 
 # The tokenizer
@@ -406,7 +414,7 @@ def test_a_tokenizer_survives_its_file(tmp_path, tokenizer, learned) -> None:
 
 
 def test_a_pattern_of_ones_own_is_not_written(tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(hf, "import_safetensors", lambda: None)
+    monkeypatch.setattr(weights, "import_safetensors", lambda: None)
     with pytest.raises(ValueError, match="pattern"):
         tokenizer_json(Tokenizer({bytes([byte]): byte for byte in range(256)}, {}, r"."))
 
@@ -564,14 +572,14 @@ def test_the_loss_of_a_text(tmp_path, capsys) -> None:
     base = make_base(tmp_path / "base.pt", context_length=16)
     text = tmp_path / "text"
     text.write_text("Once upon a time in the west")
-    model, _, _ = hf.load_checkpoint(base)
+    model, _, _ = load.load_checkpoint(base)
     ids = list(b"Once upon a time")
     probabilities = model(torch.tensor([ids]))[0].softmax(-1)
     wanted = -sum(probabilities[i, ids[i + 1]].log().item() for i in range(15)) / 15
-    assert hf.main(["loss", str(base), str(text)]) == 0
+    assert hf_main.main(["loss", str(base), str(text)]) == 0
     assert capsys.readouterr().out == f"loss {wanted:.5f} nats a token, over 15 tokens\n"
     for content in ("a", ""):
         text.write_text(content)
-        assert "no second token" in fails(capsys, hf.main, "loss", base, text)
+        assert "no second token" in fails(capsys, hf_main.main, "loss", base, text)
     text.write_bytes(b"ab\xff")
-    assert f"{text}: not valid UTF-8 (byte 2)" in fails(capsys, hf.main, "loss", base, text)
+    assert f"{text}: not valid UTF-8 (byte 2)" in fails(capsys, hf_main.main, "loss", base, text)

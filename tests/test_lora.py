@@ -10,9 +10,10 @@ import torch
 from conftest import assert_exact, make_model
 from torch import nn
 
-from checkpoint import save_checkpoint
-from lora import ALL_TARGETS, adapter_state, add_lora, fingerprint, load_lora, merge_lora, save_lora
+from lora import ALL_TARGETS, adapter_state, add_lora, fingerprint, merge_lora
 from model import GPT, GPTConfig
+from runtime.files import save_checkpoint
+from runtime.load import load_lora, save_lora
 
 ROWS = (257, 7, 258)  # two tokens that the base (257 rows) does not have, and one that it has
 IDS = torch.tensor([[7, 257, 3, 258, 7, 9, 250, 257], [258, 258, 7, 1, 0, 44, 7, 5]])

@@ -12,14 +12,16 @@ import torch
 from conftest import CONFIG, conversation, make_base, make_model, write_jsonl
 from test_dataset import dataset_of, random_dataset
 
-import checkpoint
 import dataset
 import lora
-import samples
 import sft
-from chat_template import TEMPLATES, read_raw
-from checkpoint import checkpoints_in, is_whole, load_checkpoint
+from chat_template import TEMPLATES
 from model import GPT
+from runtime import answers, files, records, tokens
+from runtime.files import checkpoints_in, is_whole
+from runtime.load import load_checkpoint
+from runtime.options import check_ranges, parse_arguments
+from runtime.records import read_raw
 
 ENOUGH = 1e-12  # relative to the norm, in float64
 
@@ -56,7 +58,7 @@ def flat_gradient(model: GPT) -> torch.Tensor:
     )
 
 
-def nll_of_one(model: GPT, examples: dataset.Dataset, index: int) -> torch.Tensor:
+def nll_of_one(model: GPT, examples: tokens.Dataset, index: int) -> torch.Tensor:
     """Alone, unpadded, with the logits of every position: the sum over t of -log p(token t | tokens before)."""
     span = slice(examples.offsets[index], examples.offsets[index + 1])
     ids, mask = torch.from_numpy(examples.ids[span].astype(np.int64)), examples.loss_mask[span]
@@ -197,7 +199,7 @@ def test_validation_loss_counts_the_stop_token_whatever_the_batch(tmp_path: Path
     """Claim 12: by hand, over `yo` and its stop token; then over ragged conversations in any micro-batches."""
     model = make_model(dropout=0.5)
     path = write_jsonl(tmp_path / "one.jsonl", [conversation("hi", "yo")])
-    one, _ = dataset.build_dataset([path], tokenizer, "xml")
+    one, _ = tokens.build_dataset([path], tokenizer, "xml")
     ids = list(b"<user>\nhi\n</user>\n<assistant>\nyo") + [256] + list(b"\n</assistant>\n")
     log_p = model(torch.tensor([ids]))[0].log_softmax(-1)
     by_hand = -sum(log_p[t - 1, ids[t]].item() for t in (30, 31, 32)) / 3
@@ -287,7 +289,7 @@ def test_a_run_equals_a_hand_written_one(data: Path, small: Path, tmp_path: Path
     options = "--dtype float64 --epochs 2 --lr 0.01 --warmup-steps 3 --weight-decay 0.1 --grad-clip 2.5 --eval-every 3"
     assert run(data, small, tmp_path / "run", options) == 0
     tokenizer = tokenizer.with_special(["<|im_start|>", "<|im_end|>"])
-    examples, _ = dataset.build_dataset([data], tokenizer, "chatml")
+    examples, _ = tokens.build_dataset([data], tokenizer, "chatml")
     epochs = [int(row["epoch"]) for row in log_rows(tmp_path / "run")]
     in_epoch = [
         sorted(i for e, step in zip(epochs, drawn) for i in step if e == epoch) for epoch in (0, 1)
@@ -351,7 +353,7 @@ def test_without_a_learning_rate_the_log_is_the_loss_of_the_base(
     )
     model, tokenizer, _ = load_checkpoint(small)
     assert same(newest(tmp_path / "run")["model"], model.double().state_dict())
-    examples, _ = dataset.build_dataset([data], tokenizer, "xml", max_length=64)
+    examples, _ = tokens.build_dataset([data], tokenizer, "xml", max_length=64)
     for row, step in zip(log_rows(tmp_path / "run"), drawn, strict=True):
         expected = (
             sum(nll_of_one(model, examples, i).item() for i in step)
@@ -407,7 +409,7 @@ def test_steps_are_optimiser_updates(
     assert [int(row["step"]) for row in rows] == [*range(1, steps + 1)]
     assert all(0 <= float(row["learning_rate"]) <= 0.02 for row in rows)
     model, tokenizer, _ = load_checkpoint(tmp_path / "run")
-    examples, _ = dataset.build_dataset([data], tokenizer, "chatml", max_length=64)
+    examples, _ = tokens.build_dataset([data], tokenizer, "chatml", max_length=64)
     held_out = np.random.default_rng([0, 40]).permutation(40)[:2]
     assert sft.evaluate_loss(model, examples, held_out, 150) == pytest.approx(
         float(rows[-1]["val_loss"]), rel=1e-6
@@ -437,7 +439,7 @@ DEATHS = [
     (sft, "evaluate_loss", 1),
     (sft, "save_checkpoint", 2),  # the row is in the log, the checkpoint is not there
     (
-        checkpoint.hashlib,
+        files.hashlib,
         "file_digest",
         2,
     ),  # during a save: a file without its checksum lies beside
@@ -621,8 +623,8 @@ def test_every_field_of_the_configuration_is_a_flag():
             if value is True
             else [flag, *(value if isinstance(value, list) else [str(value)])]
         )
-    assert sft.parse_arguments(argv) == (sft.Config(**wanted), set(wanted))
-    assert sft.parse_arguments([]) == (sft.Config(), set())
+    assert parse_arguments(sft.Config, argv) == (sft.Config(**wanted), set(wanted))
+    assert parse_arguments(sft.Config, []) == (sft.Config(), set())
 
 
 def test_help_has_one_honest_line_for_each_flag(capsys):
@@ -646,7 +648,7 @@ def test_help_has_one_honest_line_for_each_flag(capsys):
 
 def test_values_out_of_range_are_refused():
     """No number may be negative or not a number; counts start at 1, dropout ends before 1."""
-    sft.check_ranges(sft.Config())
+    check_ranges(sft.Config())
     numbers = [
         f for f in dataclasses.fields(sft.Config) if "int" in str(f.type) or "float" in str(f.type)
     ]
@@ -665,9 +667,9 @@ def test_values_out_of_range_are_refused():
         bad = [below, math.nan, math.inf] + [1.0] * ("dropout" in field.name)
         for value in bad if "float" in str(field.type) else [below]:
             with pytest.raises(ValueError, match="--" + field.name.replace("_", "-")):
-                sft.check_ranges(dataclasses.replace(sft.Config(), **{field.name: value}))
+                check_ranges(dataclasses.replace(sft.Config(), **{field.name: value}))
         if field.name in from_zero:
-            sft.check_ranges(dataclasses.replace(sft.Config(), **{field.name: 0}))
+            check_ranges(dataclasses.replace(sft.Config(), **{field.name: 0}))
     assert len(numbers) > 15
 
 
@@ -682,7 +684,7 @@ def test_a_weight_is_what_follows_the_last_colon(tmp_path: Path, monkeypatch):
         "a.jsonl:2": ("a.jsonl", 2),
     }
     expected |= {"b:0.5": ("b:0.5", 1), "b:0.5:3": ("b:0.5", 3), "c:d.jsonl": ("c:d.jsonl", 1)}
-    assert {argument: dataset.split_weight(argument) for argument in expected} == {
+    assert {argument: records.split_weight(argument) for argument in expected} == {
         argument: (Path(path), weight) for argument, (path, weight) in expected.items()
     }
     for bad in (
@@ -695,7 +697,7 @@ def test_a_weight_is_what_follows_the_last_colon(tmp_path: Path, monkeypatch):
         "a.jsonl:x",
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=bad.split(":")[0]):
-            dataset.split_weight(bad)
+            records.split_weight(bad)
 
 
 def test_samples_are_the_chosen_conversations(tmp_path: Path, tokenizer, monkeypatch):
@@ -708,13 +710,13 @@ def test_samples_are_the_chosen_conversations(tmp_path: Path, tokenizer, monkeyp
         write_jsonl(tmp_path / "array.json", [records]),
     )
     reads: list[Path] = []
-    monkeypatch.setattr(samples, "read_raw", lambda path: reads.append(path) or read_raw(path))
+    monkeypatch.setattr(answers, "read_raw", lambda path: reads.append(path) or read_raw(path))
     for path in (lines, array):
-        examples, _ = dataset.build_dataset([path], tokenizer, "xml")
+        examples, _ = tokens.build_dataset([path], tokenizer, "xml")
         chosen = np.array([9, 31, 30, 299, 3, 100, 1])
-        shown = samples.pick_samples(examples, [path], chosen)
+        shown = answers.pick_samples(examples, [path], chosen)
         assert [messages[-1].content for messages in shown] == ["a299", "a100", "a1"]
-        [shown] = samples.pick_samples(examples, [path], chosen[:2])
+        [shown] = answers.pick_samples(examples, [path], chosen[:2])
         assert [messages.content for messages in shown] == ["q1", "a1", "q31", "a31"]
-        assert samples.pick_samples(examples, [path], np.arange(0, 300, 3)) == []
+        assert answers.pick_samples(examples, [path], np.arange(0, 300, 3)) == []
     assert len(reads) <= 20

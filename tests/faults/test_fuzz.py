@@ -22,22 +22,15 @@ import torch
 from conftest import conversation, make_base, make_model, write_jsonl
 
 import chat
-import chat_template
 import sft
-from chat_template import (
-    ROLES,
-    TEMPLATES,
-    TRAIN_ON,
-    Message,
-    one_line,
-    read_conversation,
-    read_conversations,
-    render,
-    render_prompt,
-    show_mask,
-)
-from checkpoint import read_checkpoint, save_checkpoint
-from lora import adapter_state, add_lora, load_lora
+from chat_template import ROLES, TEMPLATES, TRAIN_ON, Message, render, render_prompt
+from lora import adapter_state, add_lora
+from runtime import show
+from runtime.console import one_line
+from runtime.files import save_checkpoint
+from runtime.load import load_lora, read_checkpoint
+from runtime.records import read_conversation, read_conversations
+from runtime.show import show_mask
 from tokenizer import Tokenizer
 
 PATIENCE = 60  # seconds
@@ -546,5 +539,5 @@ def test_names_do_not_lead_out_of_the_folder(
         assert "\x1b" not in out and err == ""
         new = {path for path in tmp_path.rglob("*")} - before
         assert new and all(path.is_relative_to(tmp_path / "out") for path in new)
-        assert chat_template.main([str(data), "--init", str(base)]) == 0
+        assert show.main([str(data), "--init", str(base)]) == 0
         assert "\x1b[2J" not in capsys.readouterr().out

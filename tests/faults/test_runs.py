@@ -16,7 +16,8 @@ import pytest
 import torch
 from conftest import Zygote, conversation, make_base, write_jsonl
 
-from checkpoint import checkpoints_in, is_whole, read_checkpoint
+from runtime.files import checkpoints_in, is_whole
+from runtime.load import read_checkpoint
 
 # A mixture of three files, one of them seen in part and one of plain text to replay; dropout; steps of three
 # micro-batches or so; two epochs of 8 steps or so, a checkpoint every second step.

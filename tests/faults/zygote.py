@@ -36,10 +36,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import chat  # noqa: E402, F401 (imports all the rest)
-import checkpoint  # noqa: E402
 import sft  # noqa: E402
+from runtime import files
 
-OURS = {str(ROOT / f"{name}.py") for name in ("sft", "checkpoint", "dataset", "distributed")}
+OURS = {
+    str(path) for path in (ROOT / "sft.py", ROOT / "dataset.py", *(ROOT / "runtime").glob("*.py"))
+}
 PATIENCE = 300  # seconds after which a process hangs
 SAVING = {"save", "save_checkpoint", "sync_folder", "prune", "write", "sync", "_save"}
 
@@ -152,7 +154,7 @@ def strike(process: int, request: dict) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     sys.modules["matplotlib"] = None  # it would take longer than the runs
-    assert checkpoint.save_checkpoint is sft.save_checkpoint
+    assert files.save_checkpoint is sft.save_checkpoint
     for line in sys.stdin:
         request = json.loads(line)
         cwd, ranks = Path(request["cwd"]), range(request.get("processes", 1))

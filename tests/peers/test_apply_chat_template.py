@@ -12,10 +12,12 @@ from conftest import conversation, make_base
 from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer
 
-import hf
-from chat_template import ROLES, TEMPLATES, Message, read_conversations, render, render_prompt
-from checkpoint import HERE, load_checkpoint
-from hf_tokenizer import read_tokenizer, tokenizer_files
+import hf.__main__ as hf_main
+from chat_template import ROLES, TEMPLATES, Message, render, render_prompt
+from hf.tokenizer_files import read_tokenizer, tokenizer_files
+from runtime.files import HERE
+from runtime.load import load_checkpoint
+from runtime.records import read_conversations
 from tokenizer import END_OF_TEXT, Tokenizer, train_bpe
 
 needs_data = pytest.mark.skipif(
@@ -295,7 +297,7 @@ def test_a_tokenizer_that_transformers_saved_is_read(tmp_path, vocabularies) -> 
 
 def test_what_the_configuration_names(tmp_path) -> None:
     """A base has no chat template; its stop token is the end of text."""
-    hf.export(make_base(tmp_path / "base.pt"), tmp_path / "base")
+    hf_main.export(make_base(tmp_path / "base.pt"), tmp_path / "base")
     theirs = AutoTokenizer.from_pretrained(tmp_path / "base")
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id, len(theirs)) == (
         256,

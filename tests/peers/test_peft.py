@@ -12,11 +12,13 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
-import hf
+import hf.__main__ as hf_main
 import sft
-from checkpoint import load_checkpoint, save_checkpoint
+from hf import weights
 from lora import adapter_state, add_lora, fingerprint
 from model import GPT
+from runtime.files import save_checkpoint
+from runtime.load import load_checkpoint
 from tokenizer import END_OF_TEXT, Tokenizer
 
 IDS = torch.tensor([[7, 257, 3, 258, 7, 9, 250, 257], [258, 258, 7, 1, 0, 44, 7, 5]])
@@ -60,8 +62,8 @@ def lora_run(
 
 def load_in_peft(folder: Path, base: Path, adapter: Path, **named) -> PeftModel:
     """As the README says: the base is exported, too, and has room made for the new tokens."""
-    hf.export(base, folder / "base")
-    hf.export_adapter(adapter, folder / "adapter")
+    hf_main.export(base, folder / "base")
+    hf_main.export(adapter, folder / "adapter", adapter=True)
     theirs = GPT2LMHeadModel.from_pretrained(folder / "base")
     theirs.resize_token_embeddings(len(AutoTokenizer.from_pretrained(folder / "adapter")))
     return PeftModel.from_pretrained(
@@ -80,7 +82,8 @@ def their_gradients(model: PeftModel) -> dict[str, Tensor]:
     parts = {"lora_A.default.weight": "lora_a", "lora_B.default.weight": "lora_b"}
     parts |= {"token_adapter.trainable_tokens_delta.default": "lora_rows"}
     ours = {
-        hf.their_name(name): name for name in [name for name, _ in make_model().named_modules()]
+        weights.their_name(name): name
+        for name in [name for name, _ in make_model().named_modules()]
     }
     gradients = {}
     for name, parameter in model.named_parameters(remove_duplicate=True):
@@ -126,7 +129,7 @@ def test_the_same_in_float64(tmp_path, settings) -> None:
 def test_merged_weights_are_those_of_merge_and_unload(tmp_path, settings) -> None:
     base, adapter, _ = lora_run(tmp_path, torch.float64, **settings)
     theirs = load_in_peft(tmp_path, base, adapter).merge_and_unload().state_dict()
-    hf.export(adapter, tmp_path / "merged")
+    hf_main.export(adapter, tmp_path / "merged")
     ours = GPT2LMHeadModel.from_pretrained(tmp_path / "merged").state_dict()
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
@@ -137,7 +140,7 @@ def test_merged_weights_are_those_of_merge_and_unload(tmp_path, settings) -> Non
 def test_an_adapter_made_in_peft_computes_the_same_here(rslora, tmp_path) -> None:
     """The other way round: A and B come from peft's own initialisation and its names for the settings."""
     base, _, _ = lora_run(tmp_path)
-    hf.export(base, tmp_path / "base")
+    hf_main.export(base, tmp_path / "base")
     config = LoraConfig(
         r=3, lora_alpha=5, target_modules=["c_attn", "c_proj", "c_fc"], use_rslora=rslora
     )
@@ -150,7 +153,7 @@ def test_an_adapter_made_in_peft_computes_the_same_here(rslora, tmp_path) -> Non
     state = {name.replace(".default.", "."): tensor for name, tensor in theirs.state_dict().items()}
     for name, module in ours.named_modules():
         if hasattr(module, "lora_a"):
-            prefix = f"base_model.model.transformer.{hf.their_name(name)}"
+            prefix = f"base_model.model.transformer.{weights.their_name(name)}"
             nn.init.normal_(theirs.get_submodule(prefix).lora_B["default"].weight, std=0.3)
             module.lora_a.data, module.lora_b.data = (
                 state[f"{prefix}.lora_{x}.weight"].clone() for x in "AB"
@@ -162,7 +165,7 @@ def test_an_adapter_made_in_peft_computes_the_same_here(rslora, tmp_path) -> Non
 
 def test_peft_finds_a_base_of_its_own_format(tmp_path) -> None:
     """A run from `--init DIR` names DIR, so that one line loads base, adapter and the rows of new tokens."""
-    hf.export(make_base(tmp_path / "base.pt"), tmp_path / "base")
+    hf_main.export(make_base(tmp_path / "base.pt"), tmp_path / "base")
     data = write_jsonl(
         tmp_path / "data.jsonl", [conversation(f"question {i}", f"answer {i}") for i in range(40)]
     )
@@ -179,7 +182,7 @@ def test_peft_finds_a_base_of_its_own_format(tmp_path) -> None:
         "cpu",
     ]
     assert sft.main([*flags, "--init", str(tmp_path / "base"), "--out", str(tmp_path / "run")]) == 0
-    hf.export_adapter(tmp_path / "run", tmp_path / "adapter")
+    hf_main.export(tmp_path / "run", tmp_path / "adapter", adapter=True)
     theirs = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
     ours, tokenizer, _ = load_checkpoint(tmp_path / "run")
     with torch.no_grad():
@@ -199,14 +202,14 @@ def test_peft_finds_a_base_of_its_own_format(tmp_path) -> None:
 def test_what_the_adapters_file_says_of_its_base(tmp_path) -> None:
     """No name of a base that peft could not load, or would look for on the network."""
     base, adapter, _ = lora_run(tmp_path, rank=2)
-    hf.export_adapter(adapter, tmp_path / "adapter")
+    hf_main.export(adapter, tmp_path / "adapter", adapter=True)
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] is None
 
 
 def test_a_run_without_adapter_has_none_to_export(tmp_path, capsys) -> None:
     base = make_base(tmp_path / "base.pt")
-    assert hf.main(["export", str(base), str(tmp_path / "out"), "--adapter"]) == 2
+    assert hf_main.main(["export", str(base), str(tmp_path / "out"), "--adapter"]) == 2
     error = capsys.readouterr().err
     assert error == f"error: {base}: no adapter in this checkpoint; export it without --adapter\n"
     assert not (tmp_path / "out").exists()

@@ -15,11 +15,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2Model
 
 import chat
-import hf
+import hf.__main__ as hf_main
 import sft
 from chat_template import TEMPLATES
-from checkpoint import load_checkpoint, save_checkpoint
+from hf import weights
 from model import GPT
+from runtime.files import save_checkpoint
+from runtime.load import load_checkpoint
 from tokenizer import END_OF_TEXT, GPT2_SPLIT, Tokenizer
 
 SIZES = [  # vocabulary, positions, layers, heads, channels
@@ -76,7 +78,7 @@ def close(actual: torch.Tensor, expected: torch.Tensor) -> bool:
 def test_logits_of_their_weights(tmp_path, sizes) -> None:
     theirs = their_model(sizes)
     theirs.save_pretrained(tmp_path)
-    ours, ids = hf.read_model(tmp_path), random_ids(sizes[0], 3, sizes[1])
+    ours, ids = weights.read_model(tmp_path), random_ids(sizes[0], 3, sizes[1])
     with torch.no_grad():
         assert close(ours(ids), theirs(ids).logits)
         assert_exact(ours.double()(ids), theirs.double()(ids).logits)
@@ -87,7 +89,7 @@ def test_logits_of_our_weights(tmp_path, sizes) -> None:
     names = ("vocab_size", "context_length", "n_layer", "n_head", "n_embd")
     ours = make_model(dtype=torch.float32, n_vocab=sizes[0], **dict(zip(names, sizes)))
     assert (
-        hf.main(
+        hf_main.main(
             ["export", str(saved_model(tmp_path, ours, byte_tokenizer())), str(tmp_path / "out")]
         )
         == 0
@@ -112,7 +114,7 @@ def test_out_and_in_again_is_bit_identical(tmp_path, dtype, template) -> None:
     sizes = {"vocab_size": tokenizer.n_vocab, "n_vocab": tokenizer.n_vocab}
     ours, known = make_model(dtype=dtype, **sizes), {"template": template}
     known["stop"] = [tokenizer.special(stop)]
-    hf.export(saved_model(tmp_path, ours, tokenizer, **known), tmp_path / "one")
+    hf_main.export(saved_model(tmp_path, ours, tokenizer, **known), tmp_path / "one")
     again, same_tokenizer, meta = load_checkpoint(tmp_path / "one")
     assert meta == {"file": str(tmp_path / "one"), **known}
     assert vars(again.config) == vars(ours.config) and same_tokenizer.state() == tokenizer.state()
@@ -124,7 +126,7 @@ def test_out_and_in_again_is_bit_identical(tmp_path, dtype, template) -> None:
             and tensor.dtype == same_tensor.dtype
             and torch.equal(tensor, same_tensor)
         )
-    hf.export(tmp_path / "one", tmp_path / "two")
+    hf_main.export(tmp_path / "one", tmp_path / "two")
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
         assert oct(file.stat().st_mode) == oct((tmp_path / "one" / "config.json").stat().st_mode)
@@ -133,8 +135,8 @@ def test_out_and_in_again_is_bit_identical(tmp_path, dtype, template) -> None:
 def test_in_and_out_again_is_bit_identical_to_them(tmp_path) -> None:
     theirs, tokenizer = their_model(), byte_tokenizer()
     theirs.save_pretrained(tmp_path / "theirs")
-    ours = hf.read_model(tmp_path / "theirs")
-    hf.export(saved_model(tmp_path, ours, tokenizer), tmp_path / "ours")
+    ours = weights.read_model(tmp_path / "theirs")
+    hf_main.export(saved_model(tmp_path, ours, tokenizer), tmp_path / "ours")
     again = GPT2LMHeadModel.from_pretrained(tmp_path / "ours").state_dict()
     assert theirs.state_dict().keys() == again.keys()
     assert all(torch.equal(tensor, again[name]) for name, tensor in theirs.state_dict().items())
@@ -143,7 +145,7 @@ def test_in_and_out_again_is_bit_identical_to_them(tmp_path) -> None:
 def test_what_comes_in_is_ours_alone(tmp_path) -> None:
     """Training writes to no file, and a file that changes changes no model."""
     their_model().save_pretrained(tmp_path)
-    model, before = hf.read_model(tmp_path), (tmp_path / "model.safetensors").read_bytes()
+    model, before = weights.read_model(tmp_path), (tmp_path / "model.safetensors").read_bytes()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with open(tmp_path / "model.safetensors", "rb+") as file:
         file.seek(5000)
@@ -162,7 +164,7 @@ def test_greedy_generation_is_theirs(tmp_path, seed) -> None:
     prompts = [random_ids(257, length, seed=seed + length).tolist() for length in (1, 7, 30)]
     free = ours.generate(prompts, 40)
     stop = free[0][20]  # a token that comes
-    hf.export(saved_model(tmp_path, ours, tokenizer, stop=[stop]), tmp_path / "out")
+    hf_main.export(saved_model(tmp_path, ours, tokenizer, stop=[stop]), tmp_path / "out")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float64)
     wanted = ours.generate(prompts, 40, stop=[stop])
     assert wanted[0] == free[0][: free[0].index(stop)] and any(len(ids) == 40 for ids in free)
@@ -184,7 +186,7 @@ def test_rows_that_are_no_tokens_are_never_sampled(tmp_path) -> None:
     ours.tok_emb.weight.data[257:] *= 100  # so that one of them is the likeliest nearly everywhere
     prompt = random_ids(257, 9).tolist()
     assert ours(torch.tensor([prompt]))[0].argmax(-1).max() >= 257
-    hf.export(saved_model(tmp_path, ours, tokenizer), tmp_path / "out")
+    hf_main.export(saved_model(tmp_path, ours, tokenizer), tmp_path / "out")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float64)
     assert theirs.config.vocab_size == len(theirs.transformer.wte.weight) == 257
     new_ids = theirs.generate(torch.tensor([prompt]), max_new_tokens=40, eos_token_id=None)[
@@ -197,9 +199,9 @@ def test_rows_beyond_the_tokenizer_are_padding(tmp_path) -> None:
     """Such as 50,304 rows for 50,257 tokens; the number of tokens is the tokenizer's."""
     theirs = their_model((320, 64, 2, 4, 32))
     theirs.save_pretrained(tmp_path / "rows")
-    hf.export(make_base(tmp_path / "base.pt"), tmp_path / "base")
+    hf_main.export(make_base(tmp_path / "base.pt"), tmp_path / "base")
     shutil.copy(tmp_path / "base" / "tokenizer.json", tmp_path / "rows")
-    model, tokenizer = hf.load_gpt2(tmp_path / "rows")
+    model, tokenizer = weights.load_gpt2(tmp_path / "rows")
     assert (model.config.vocab_size, model.config.n_vocab, tokenizer.n_vocab) == (320, 257, 257)
     model.tok_emb.weight.data[257:] *= 100
     assert max(model.generate([[1, 2, 3]], 40)[0]) < 257
@@ -232,14 +234,14 @@ def test_the_vocabulary_grows_at_the_mean(tmp_path, gpt2_folder) -> None:
 def test_the_context_can_be_shortened_and_not_lengthened(tmp_path) -> None:
     theirs = their_model()
     theirs.save_pretrained(tmp_path)
-    model, ids = hf.read_model(tmp_path, context_length=20), random_ids(257, 2, 20)
+    model, ids = weights.read_model(tmp_path, context_length=20), random_ids(257, 2, 20)
     with torch.no_grad():
         assert model.config.context_length == 20 and close(model(ids), theirs(ids).logits)
     with pytest.raises(ValueError, match="21 tokens do not fit into a context of 20"):
         model(random_ids(257, 1, 21))
     for length in (65, 0, -1):
         with pytest.raises(ValueError, match=f"a context of {length}; the model has 64 positions"):
-            hf.read_model(tmp_path, context_length=length)
+            weights.read_model(tmp_path, context_length=length)
 
 
 def test_older_layouts(tmp_path) -> None:
@@ -248,7 +250,7 @@ def test_older_layouts(tmp_path) -> None:
     GPT2Model.save_pretrained(theirs.transformer, tmp_path)
     tensors, path = load_file(tmp_path / "model.safetensors"), tmp_path / "model.safetensors"
     assert "wte.weight" in tensors
-    wanted = hf.read_model(tmp_path).state_dict()
+    wanted = weights.read_model(tmp_path).state_dict()
     masks = {
         f"h.{i}.attn.bias": torch.ones(64, 64, dtype=torch.uint8).tril()[None, None]
         for i in range(2)
@@ -256,11 +258,11 @@ def test_older_layouts(tmp_path) -> None:
     masks |= {f"h.{i}.attn.masked_bias": torch.tensor(-1e4) for i in range(2)}
     for more in (masks, {"lm_head.weight": tensors["wte.weight"].clone()}):
         save_file(tensors | more, path)
-        state = hf.read_model(tmp_path).state_dict()
+        state = weights.read_model(tmp_path).state_dict()
         assert all(torch.equal(tensor, state[name]) for name, tensor in wanted.items())
     ids = random_ids(257, 1, 9)
     with torch.no_grad():
-        assert close(hf.read_model(tmp_path)(ids), theirs(ids).logits)
+        assert close(weights.read_model(tmp_path)(ids), theirs(ids).logits)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -268,7 +270,7 @@ def test_other_number_formats(tmp_path, dtype) -> None:
     """Half precision is read as float32, with the values that it has; float64 stays."""
     theirs = their_model().to(dtype)
     theirs.save_pretrained(tmp_path)
-    state = hf.read_model(tmp_path).state_dict()
+    state = weights.read_model(tmp_path).state_dict()
     assert torch.equal(state["tok_emb.weight"].to(dtype), theirs.transformer.wte.weight)
     assert {tensor.dtype for tensor in state.values()} == {
         torch.float64 if dtype == torch.float64 else torch.float32
@@ -292,7 +294,7 @@ def test_what_transformers_saves_for_other_architectures_is_refused(tmp_path, se
     """The keys in config.json are really those; and of each, the default is accepted (all other tests)."""
     their_model(**settings).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=next(iter(settings))):
-        hf.load_gpt2(tmp_path)
+        weights.load_gpt2(tmp_path)
 
 
 # Damage
@@ -415,7 +417,7 @@ def test_a_configuration_that_is_not_the_weights(tmp_path, settings, reason) -> 
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | settings))
     with pytest.raises(ValueError) as error:
-        hf.load_gpt2(tmp_path)
+        weights.load_gpt2(tmp_path)
     assert reason in str(error.value)
 
 
@@ -426,10 +428,10 @@ def test_a_head_of_its_own_is_refused(tmp_path) -> None:
     for head in (torch.zeros(257, 32), tensors["transformer.wte.weight"][:-1].clone()):
         save_file(tensors | {"lm_head.weight": head}, path)
         with pytest.raises(ValueError, match="one matrix for both"):
-            hf.load_gpt2(tmp_path)
+            weights.load_gpt2(tmp_path)
     tensors["transformer.wte.weight"][7, 7] = math.nan  # which equals nothing, itself included
     save_file(tensors, path)
-    assert hf.read_model(tmp_path).tok_emb.weight.isnan().nonzero().tolist() == [[7, 7]]
+    assert weights.read_model(tmp_path).tok_emb.weight.isnan().nonzero().tolist() == [[7, 7]]
 
 
 def test_any_byte_of_the_header_may_be_wrong(tmp_path) -> None:
@@ -438,13 +440,13 @@ def test_any_byte_of_the_header_may_be_wrong(tmp_path) -> None:
     path, rng = tmp_path / "model.safetensors", random.Random(0)
     good = path.read_bytes()
     (size,) = struct.unpack("<Q", good[:8])
-    wanted, refused = hf.read_model(tmp_path).state_dict(), 0
+    wanted, refused = weights.read_model(tmp_path).state_dict(), 0
     for _ in range(200):
         data = bytearray(good)
         data[rng.randrange(8 + size)] = rng.randrange(256)
         path.write_bytes(data)
         try:
-            state = hf.read_model(tmp_path).state_dict()
+            state = weights.read_model(tmp_path).state_dict()
         except ValueError as error:
             assert "\n" not in str(error) and str(path) in str(error)
             refused += 1
@@ -455,19 +457,19 @@ def test_any_byte_of_the_header_may_be_wrong(tmp_path) -> None:
 
 def test_a_tokenizer_that_does_not_fit(tmp_path, monkeypatch) -> None:
     their_model((250, 64, 2, 4, 32)).save_pretrained(tmp_path / "few")
-    hf.export(make_base(tmp_path / "base.pt"), tmp_path / "base")
+    hf_main.export(make_base(tmp_path / "base.pt"), tmp_path / "base")
     shutil.copy(tmp_path / "base" / "tokenizer.json", tmp_path / "few")
     with pytest.raises(
         ValueError, match="250 rows in the model's vocabulary, 257 tokens in its tokenizer.json"
     ):
-        hf.load_gpt2(tmp_path / "few")
+        weights.load_gpt2(tmp_path / "few")
     monkeypatch.setattr(Tokenizer, "gpt2", byte_tokenizer)
     their_model((258, 64, 2, 4, 32)).save_pretrained(tmp_path / "alone")
     with pytest.raises(
         ValueError,
         match="258 rows .* 257 tokens in GPT-2's tokenizer, and there is no tokenizer.json",
     ):
-        hf.load_gpt2(tmp_path / "alone")
+        weights.load_gpt2(tmp_path / "alone")
 
 
 # By name
@@ -499,13 +501,13 @@ def downloads(tmp_path, gpt2_folder, monkeypatch) -> list[str]:
     return asked
 
 
-@pytest.mark.parametrize("name", hf.PUBLISHED)
+@pytest.mark.parametrize("name", weights.PUBLISHED)
 def test_a_published_model_is_downloaded_once(tmp_path, gpt2_folder, downloads, name) -> None:
     model, tokenizer, meta = load_checkpoint(name)
     again, _, _ = load_checkpoint(name)
     assert len(downloads) == 2 and all(f"/{name}/resolve/main/" in url for url in downloads)
     assert meta["file"] == name and tokenizer.n_vocab == 50257 and meta["stop"] == [50256]
-    wanted = hf.read_model(gpt2_folder).state_dict()
+    wanted = weights.read_model(gpt2_folder).state_dict()
     for one in (model, again):
         assert all(torch.equal(tensor, wanted[key]) for key, tensor in one.state_dict().items())
     assert [path.name for path in (tmp_path / "hub").iterdir()] == [name]
@@ -556,8 +558,8 @@ def test_a_tuned_published_model_goes_all_the_way(
     assert sft.main([*flags, "--steps", "1", "--overwrite", "--lora-rank", "2"]) == 0
     assert sft.main(["--resume", "run", "--steps", "2"]) == 0
     model, tokenizer, meta = load_checkpoint("run")
-    hf.export("run", "out")
-    again, same_tokenizer = hf.load_gpt2("out")
+    hf_main.export("run", "out")
+    again, same_tokenizer = weights.load_gpt2("out")
     assert same_tokenizer.state() == tokenizer.state() and again.config.n_vocab == 50259
     talk = ["--prompt", "a", "--device", "cpu", "--max-new-tokens", "5"]
     capsys.readouterr()
@@ -571,7 +573,7 @@ def test_a_tuned_published_model_goes_all_the_way(
         ("by-name", "openai-community/gpt2"),
         ("by-folder", str(tmp_path / "gpt2")),
     ):
-        hf.export_adapter("run", folder)
+        hf_main.export("run", folder, adapter=True)
         assert (
             json.loads(Path(folder, "adapter_config.json").read_text())["base_model_name_or_path"]
             == wanted
@@ -590,7 +592,7 @@ def test_a_tuned_published_model_goes_all_the_way(
 
 def test_the_loss_of_a_text_is_theirs(tmp_path, capsys) -> None:
     """The README's check of the published models, on random weights: `hf.py loss` and three lines of transformers."""
-    hf.export(make_base(tmp_path / "base.pt"), tmp_path / "out")
+    hf_main.export(make_base(tmp_path / "base.pt"), tmp_path / "out")
     (tmp_path / "text").write_text("Once upon a time there was a test. " * 20, encoding="utf-8")
     theirs, tokenizer = (
         GPT2LMHeadModel.from_pretrained(tmp_path / "out"),
@@ -599,6 +601,6 @@ def test_the_loss_of_a_text_is_theirs(tmp_path, capsys) -> None:
     ids = tokenizer((tmp_path / "text").read_text(), return_tensors="pt").input_ids[:, :256]
     wanted = theirs(ids, labels=ids).loss.item()
     capsys.readouterr()
-    assert hf.main(["loss", str(tmp_path / "out"), str(tmp_path / "text")]) == 0
+    assert hf_main.main(["loss", str(tmp_path / "out"), str(tmp_path / "text")]) == 0
     words = capsys.readouterr().out.split()
     assert abs(float(words[1]) - wanted) <= 2e-5 and words[6] == "255"

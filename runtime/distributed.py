@@ -10,18 +10,13 @@ every weight, gradient and optimiser state, and fetches a block's weights from t
 
 import contextlib
 import datetime
-import math
 import os
-import signal
-import sys
-import time
 from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from chat_template import printable
 from model import GPT
 
 BUCKET = 2**23  # numbers in a message: 32 MB of float32
@@ -84,63 +79,6 @@ def leave_together() -> None:
         dist.destroy_process_group()
 
 
-# One process speaks
-
-
-def log(text: str, start: str = "", end: str = "\n") -> None:
-    """Print, as process 0, and nothing that drives the terminal: a file's name may hold anything. Where nobody reads (a
-    closed terminal or pipe), the run is asked to save and stop."""
-    if rank() != 0:
-        return
-    try:
-        print(start + printable(text, keep="\n"), end=end, flush=True)
-    except OSError:
-        sys.stdout = open(os.devnull, "w")
-        signal.raise_signal(signal.SIGTERM)
-
-
-class LiveLine:
-    """A line that is rewritten in place on a terminal, and printed every few seconds elsewhere."""
-
-    SECONDS_BETWEEN_LINES = 5.0
-
-    def __init__(self) -> None:
-        self.printed_at = -math.inf
-
-    def show(self, text: str, last: bool = False) -> None:
-        if sys.stdout.isatty():
-            log(text, start="\r\x1b[K", end="\n" if last else "")
-        elif last or time.monotonic() - self.printed_at >= self.SECONDS_BETWEEN_LINES:
-            self.printed_at = time.monotonic()
-            log(text)
-
-
-class StopSignals:
-    """Ctrl-C, SIGTERM and SIGHUP, as KeyboardInterrupt with the signal's number; but inside the training loop, which
-    sets `in_loop`, the first one only asks the loop to stop after its step, so that the run is saved. Where nobody
-    catches the KeyboardInterrupt, it ends the `with` block and goes no further."""
-
-    def __enter__(self) -> "StopSignals":
-        self.requested, self.in_loop, self.earlier = 0, False, {}
-        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-                self.earlier.setdefault(number, signal.signal(number, self.receive))
-        return self
-
-    def receive(self, number: int, _) -> None:
-        first, self.requested = self.requested != number, number
-        if not (self.in_loop and first):
-            raise KeyboardInterrupt(number)
-
-    def __exit__(self, kind: type | None, *_) -> bool:
-        for number, handler in self.earlier.items():
-            signal.signal(number, handler)
-        return kind is KeyboardInterrupt
-
-
-# Sums
-
-
 def sum_over_processes(values: Sequence[float]) -> list[float]:
     """Add up a few numbers, which are on the CPU and travel with gloo: it notices at once when a process has ended."""
     if world_size() == 1:
@@ -166,9 +104,6 @@ def sum_gradients(parameters: Sequence[Tensor]) -> None:
             ):
                 gradient.copy_(summed.view_as(gradient))
             bucket = []
-
-
-# Shards
 
 
 def shard(model: GPT, device: str) -> None:

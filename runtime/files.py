@@ -1,35 +1,23 @@
-"""What a run leaves in its folder: checkpoints and a log, which a kill, a full disk or a bad sector cannot spoil.
-
-A checkpoint is one file of plain values and tensors, with its SHA-256 behind it. Nothing in it is ever executed. It
-describes itself: "config" of the model, its weights ("model", or "lora" and "adapter" beside the "base" they belong
-to), "tokenizer", "template" and "stop" ids, the run's "args", its "step" and "optimizer".
-"""
+"""What a run leaves in its folder: checkpoints and a log, which a kill, a full disk or a bad sector cannot spoil."""
 
 import contextlib
 import csv
 import errno
 import hashlib
 import itertools
+import json
 import os
-import sys
-import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from chat_template import TEMPLATES, one_line, printable
-from distributed import rank
-from lora import attach_adapter, check_plain, check_tensors, merge_lora
-from model import GPT, GPTConfig
-from tokenizer import Tokenizer
+from runtime.distributed import rank
 
-HERE = Path(__file__).resolve().parent
-TENSORS = ("model", "adapter", "optimizer")  # what tensors stand in; all else is text and numbers
+HERE = Path(__file__).resolve().parent.parent
 TRAILER = "\nsha256 {}\n"
 TRAILER_SIZE = len(TRAILER.format("0" * 64))
-DEEPEST_BASE = 8  # adapters on adapters; a file that names itself as its base would have no end
 
 
 def find_file(path: str | Path) -> Path:
@@ -39,9 +27,6 @@ def find_file(path: str | Path) -> Path:
             below_here = not Path(path).is_absolute() and candidate.is_relative_to(Path.cwd())
             return candidate.relative_to(Path.cwd()) if below_here else candidate
     raise FileNotFoundError(f"{path}: no such file (nor under {HERE / 'data'})")
-
-
-# Writing
 
 
 def save_checkpoint(path: Path, content: dict) -> None:
@@ -140,15 +125,13 @@ def plot_losses(log_path: Path) -> None:
     axes.figure.savefig(log_path.with_name("loss.png"), dpi=120, bbox_inches="tight")
 
 
-def open_folder(out: str | None, name: str, overwrite: bool, init: str) -> Path:
+def open_folder(out: str | None, name: str, overwrite: bool, protect: Path) -> Path:
     """Make a new numbered folder out/NAME-N, or `out`, which must hold no run unless it is to be overwritten. Process 0
     does it for all.
 
     Raises ValueError where it holds one, or the checkpoint `init` that the new run starts from; OSError where another
     process is at work in it.
     """
-    from hf import find_gpt2  # here, because it loads checkpoints
-
     if rank() != 0:
         return Path(out or "out")
     folder = Path(out) if out else make_numbered_folder(f"out/{name}")
@@ -159,9 +142,9 @@ def open_folder(out: str | None, name: str, overwrite: bool, init: str) -> Path:
         raise ValueError(
             f"{folder} holds a run: --resume {folder} goes on with it, --overwrite replaces it"
         )
-    if earlier and (find_gpt2(init) or find_file(init)).resolve().is_relative_to(folder.resolve()):
+    if earlier and protect.resolve().is_relative_to(folder.resolve()):
         raise ValueError(
-            f"--overwrite would remove {init}, which this run starts from; choose another --out"
+            f"--overwrite would remove {protect}, which this run starts from; choose another --out"
         )
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder):
@@ -215,9 +198,6 @@ def prune(newest: Path, keep: int) -> None:
             path.unlink()
 
 
-# Reading
-
-
 def is_whole(path: Path) -> bool:
     """Whether the file ends in the SHA-256 of all that stands before."""
     digest, left = hashlib.sha256(), path.stat().st_size - TRAILER_SIZE
@@ -236,98 +216,52 @@ def is_whole(path: Path) -> bool:
         raise
 
 
-def read_checkpoint(path: str | Path) -> dict:
-    """The content of a checkpoint file, or of the newest whole one in a run's folder, and its path as "file".
+# Text and values out of files
 
-    Raises FileNotFoundError, and ValueError where the file is damaged or of another kind.
-    """
-    path = find_file(path)
-    for file in checkpoints_in(path) if path.is_dir() else [path]:
-        if is_whole(file):
-            break
-        if path.is_dir():
-            damaged = printable(str(file))
-            print(
-                f"{damaged}: damaged (its checksum does not match), trying the one before",
-                file=sys.stderr,
-            )
-    else:
-        raise ValueError(
-            f"{path}: no whole checkpoint here; give a checkpoint, or the folder of a run of sft.py"
+
+def decode_utf8(path: str | Path, number: int, data: bytes) -> str:
+    """The text of `data`, which begins on line `number`."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        number, column = (
+            number + data.count(b"\n", 0, error.start),
+            error.start - 1 - data.rfind(b"\n", 0, error.start),
         )
+        raise ValueError(f"{path}:{number}: not valid UTF-8 (byte {column} of the line)") from None
+
+
+def parse_json(path: str | Path, number: int, text: str, parse=json.loads):
     try:
-        with zipfile.ZipFile(file) as parts:
-            if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
-                raise RuntimeError("compressed: a small file may be meant to fill the memory")
-        content = torch.load(file, map_location="cpu", weights_only=True)
-        check_plain({name: value for name, value in content.items() if name not in TENSORS})
-        return {**content, "file": str(file)}
-    except OSError:
-        raise
-    except Exception as error:  # of any kind: the file may hold any broken pickle
-        raise ValueError(f"{file}: not a checkpoint of sft.py ({type(error).__name__})") from None
+        return parse(text)
+    except json.JSONDecodeError as error:
+        line = max(
+            number, error.lineno
+        )  # of a single line, lineno is 1; of a whole file, it counts from the top
+        raise ValueError(
+            f"{path}:{line}: not valid JSON: {error.msg} (column {error.colno})"
+        ) from None
+    except RecursionError:
+        raise ValueError(f"{path}:{number}: not valid JSON: nested too deeply") from None
+    except ValueError as error:  # a number of many thousand digits
+        raise ValueError(f"{path}:{number}: not valid JSON: {error}") from None
 
 
-def load_checkpoint(
-    path: str | Path, device: str = "cpu", dropout: float = 0.0, depth: int = 0
-) -> tuple[GPT, Tokenizer, dict]:
-    """The model, in float32 (float64 if it was trained so); its tokenizer; and what else the file holds: "template"
-    (None for a base), "stop" ids, "base", "args", "step", "optimizer". `path` may also name a model in Hugging Face's
-    format, for which hf.py is asked: "gpt2" or another published one, or a folder.
-
-    Raises FileNotFoundError, and ValueError as `read_checkpoint` and `restore`.
-    """
-    import hf  # here, because it loads checkpoints itself
-
-    if hf.find_gpt2(path):
-        model, tokenizer, meta = hf.load(path, dropout)
-    else:
-        model, tokenizer, meta = restore(read_checkpoint(path), dropout, depth)
-    return model.to(device).eval(), tokenizer, meta
+def check_tensors(tensors: dict[str, Tensor]) -> None:
+    """Raises TypeError for what is no tensor of numbers, or is larger in memory than in its file."""
+    for name, tensor in tensors.items():
+        is_tensor = isinstance(tensor, Tensor) and tensor.is_floating_point()
+        if not (is_tensor and tensor.is_contiguous() and tensor.device.type == "cpu"):
+            raise TypeError(f"{name} is no plain tensor")
 
 
-def restore(saved: dict, dropout: float = 0.0, depth: int = 0) -> tuple[GPT, Tokenizer, dict]:
-    """Model, tokenizer and the rest from a checkpoint's content. A LoRA run's model is put together from its base and
-    its adapter. Raises ValueError where something is missing, or the base is not the one that was trained on."""
-    try:
-        if "adapter" in saved:
-            if depth == DEEPEST_BASE:
-                raise ValueError(f"more than {DEEPEST_BASE} adapters stand on one another")
-            base, _, _ = load_checkpoint(saved["base"]["path"], dropout=dropout, depth=depth + 1)
-            model = attach_adapter(merge_lora(base), saved, "the adapter")
-        else:
-            model = build_model(saved["config"], saved["model"], dropout)
-        tokenizer = Tokenizer.from_state(saved["tokenizer"])
-        if tokenizer.n_vocab > model.config.n_vocab:
-            raise ValueError(
-                f"{tokenizer.n_vocab} tokens, of which the model knows {model.config.n_vocab}"
-            )
-        if saved["template"] is not None:
-            tokenizer.special(TEMPLATES[saved["template"]].stop)
-    except ValueError as error:
-        raise ValueError(f"{saved['file']}: {error}") from error
-    except (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
-        reason = one_line(str(error).partition("\n")[0]) or type(error).__name__
-        raise ValueError(f"{saved['file']}: not a checkpoint of sft.py ({reason})") from error
-    meta = {
-        name: value
-        for name, value in saved.items()
-        if name not in ("model", "adapter", "tokenizer")
-    }
-    return model, tokenizer, meta
-
-
-def build_model(sizes: dict, weights: dict[str, torch.Tensor], dropout: float) -> GPT:
-    """A model with these weights. Raises TypeError or RuntimeError where they do not fit the sizes, before memory is
-    taken for what a hostile file asks for."""
-    config = GPTConfig(**{**sizes, "dropout": dropout})
-    if not all(type(size) is int for name, size in asdict(config).items() if name != "dropout"):
-        raise TypeError("the sizes of the model are no whole numbers")
-    check_tensors(weights)
-    n_parameters = sum(tensor.numel() for tensor in weights.values())
-    if n_parameters != config.n_parameters:
-        raise TypeError(f"{n_parameters:,} weights for a model of {config.n_parameters:,}")
-    model = GPT(config)
-    is_double = any(tensor.dtype == torch.float64 for tensor in weights.values())
-    model.to(torch.float64 if is_double else torch.float32).load_state_dict(weights, strict=True)
-    return model
+def check_plain(value: object) -> None:
+    """Raises TypeError for anything but text and numbers in lists and dicts: a loop over a tensor that is small in its
+    file could take for ever."""
+    if isinstance(value, dict):
+        check_plain([*value.keys(), *value.values()])
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            check_plain(item)
+    elif not isinstance(value, (str, int, float, type(None))):
+        raise TypeError(f"{type(value).__name__} is no plain value")

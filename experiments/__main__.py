@@ -1,6 +1,6 @@
-"""The README's experiments, each one command:
+"""The experiments, each one command:
 
-    python experiments.py forgetting
+    python -m experiments forgetting
 
 It trains what it compares, asks every model the same held-out questions, and prints one table. Each row is a run of
 sft.py and one of evaluate.py; their commands are printed too, so that any of them can be repeated or changed alone.
@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chat_template import TEMPLATES
-from checkpoint import HERE, load_checkpoint
 from data import make_base, make_instruct, world
-from dataset import build_dataset
+from runtime.files import HERE
+from runtime.load import load_checkpoint
+from runtime.tokens import build_dataset
 
 BASE = str(HERE / "data" / "base.pt")
 TUNING, HELD_OUT = (

@@ -8,8 +8,9 @@ import json
 import re
 from pathlib import Path
 
-from chat_template import TEMPLATES, Template, decode_utf8, parse_json
-from tokenizer import END_OF_TEXT, GPT2_SPLIT, SPLIT, Tokenizer, merge_pairs
+from chat_template import TEMPLATES, Template
+from runtime.files import decode_utf8, parse_json
+from tokenizer import END_OF_TEXT, GPT2_SPLIT, SPLIT, Tokenizer, pair_bytes
 
 # Every byte has a character: itself where it can be seen, else one from 256 on.
 VISIBLE = [
@@ -214,3 +215,24 @@ def tokenizer_files(tokenizer: Tokenizer, template: str | None, stop: int) -> di
     if template:
         settings["chat_template"] = jinja(TEMPLATES[template])
     return {"tokenizer": tokenizer_json(tokenizer), "tokenizer_config": settings}
+
+
+def merge_pairs(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """The two tokens that join into each longer one, in the order of ranks; other programs store BPE as this list.
+
+    {..., b"ab": 256, b"abc": 257} -> [(b"a", b"b"), (b"ab", b"c")]. There is one pair a token: until its bytes are one,
+    they are joined among themselves in the same order in any text. Raises ValueError for a token that no join gives.
+    """
+    pairs = []
+    for token in sorted(ranks, key=ranks.__getitem__):
+        parts = [bytes([byte]) for byte in token]
+        while len(parts) > 2:
+            rank, i = min(
+                (ranks.get(pair, len(ranks)), i) for i, pair in enumerate(pair_bytes(parts))
+            )
+            if rank == len(ranks):
+                raise ValueError(f"no join of two tokens gives the token {token!r:.60}")
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
+        if len(parts) == 2:
+            pairs.append((parts[0], parts[1]))
+    return pairs

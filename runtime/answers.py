@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from chat_template import TEMPLATES, Message, one_line, read_conversation, read_raw, render_prompt
-from dataset import Dataset
+from chat_template import TEMPLATES, Message, render_prompt
 from model import GPT
+from runtime.console import one_line
+from runtime.records import read_conversation, read_raw
+from runtime.tokens import Dataset
 from tokenizer import END_OF_TEXT, Tokenizer
 
 

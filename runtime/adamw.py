@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from chat_template import one_line
-from distributed import shard_like
-from lora import check_tensors
+from runtime.console import one_line
+from runtime.distributed import shard_like
+from runtime.files import check_tensors
 
 NAMES = (
     "step",

@@ -1,36 +1,22 @@
-"""Hugging Face's formats: GPT-2's weights in; model, tokenizer, chat template and adapter out.
+"""GPT-2's weights as Hugging Face stores them, by that world's names and layouts. They go through the `safetensors`
+package, the one extra."""
 
-    python sft.py --init gpt2 --data mine.jsonl      trains published weights (or gpt2-medium, ..., or a folder)
-    python hf.py export out/mine-1 DIR               writes a folder that transformers loads by itself
-    python hf.py export out/mine-1 DIR --adapter     the same of a LoRA run, as an adapter that peft loads
-    python hf.py loss gpt2 FILE                      the mean loss on a text, to compare with another program's
-
-That world's names and layouts stand here, and in hf_tokenizer.py those of its tokenizer files. Weights go through the
-`safetensors` package, the one extra.
-"""
-
-import argparse
 import contextlib
 import http.client
-import json
 import os
 import re
 import shutil
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from chat_template import TEMPLATES, printable
-from checkpoint import find_file, load_checkpoint
-from hf_tokenizer import find_template, find_tokenizer, read_json, tokenizer_files
-from lora import LoraLinear, merge_lora
+from hf.tokenizer_files import find_tokenizer, read_json
 from model import GPT, GPTConfig
-from tokenizer import END_OF_TEXT, Tokenizer
+from runtime.files import find_file
+from tokenizer import Tokenizer
 
 PUBLISHED = {
     name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
@@ -96,9 +82,6 @@ def new_folder(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-# In
 
 
 def find_gpt2(path: str | Path) -> Path | None:
@@ -259,162 +242,3 @@ def load_gpt2(
         )
     model.config.n_vocab = n_tokens
     return model, tokenizer
-
-
-def load(name_or_dir: str | Path, dropout: float = 0.0) -> tuple[GPT, Tokenizer, dict]:
-    """What `load_checkpoint` gives, for a model in this format. Its template is known where it is one of ours, as in a
-    folder that `export` wrote. Raises what `load_gpt2` does."""
-    model, tokenizer = load_gpt2(name_or_dir, dropout=dropout)
-    folder = find_gpt2(name_or_dir)
-    template = find_template(folder)
-    stop = tokenizer.special(TEMPLATES[template].stop if template else END_OF_TEXT)
-    file = name_or_dir if folder == cache_folder(str(name_or_dir)) else folder
-    return model, tokenizer, {"file": str(file), "template": template, "stop": [stop]}
-
-
-# Out
-
-
-def write_folder(
-    out_dir: Path, tensor_file: str, tensors: dict[str, Tensor], settings: dict[str, dict]
-) -> None:
-    """A new folder with a file of weights and JSON files, whole or not there. Raises ValueError and OSError."""
-    safetensors = import_safetensors()
-    tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    with new_folder(out_dir) as folder:
-        for name, content in settings.items():
-            (folder / f"{name}.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
-        try:
-            safetensors.torch.save_file(tensors, folder / tensor_file, metadata={"format": "pt"})
-        except safetensors.SafetensorError as error:
-            raise OSError(f"{out_dir / tensor_file} could not be written ({error})") from None
-        shutil.copymode(
-            folder / "tokenizer.json", folder / tensor_file
-        )  # the package lets only the owner read
-
-
-def export(checkpoint: str | Path, out_dir: str | Path) -> str | None:
-    """Write a folder that transformers loads; give the chat template's name. Adapters are merged. Padded rows of the
-    vocabulary are left out, because nothing there would keep them from being sampled. Raises ValueError and OSError,
-    and then leaves nothing."""
-    model, tokenizer, meta = load_checkpoint(checkpoint)
-    config, [stop], state = model.config, meta["stop"], merge_lora(model).state_dict()
-    state["tok_emb.weight"] = state["tok_emb.weight"][: config.n_vocab]
-    tensors = {
-        f"transformer.{their_name(name)}": turned(name, tensor) for name, tensor in state.items()
-    }
-    end_of_text = tokenizer.special(END_OF_TEXT)
-    ids = {"bos_token_id": end_of_text, "eos_token_id": stop, "pad_token_id": end_of_text}
-    settings = (
-        ARCHITECTURE | {theirs: getattr(config, ours) for ours, theirs in SIZES.items()} | ids
-    )
-    settings |= {"architectures": ["GPT2LMHeadModel"], "vocab_size": config.n_vocab}
-    settings |= {"dtype": str(state["tok_emb.weight"].dtype).removeprefix("torch.")}
-    settings |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    files = {
-        "config": settings,
-        "generation_config": ids,
-        **tokenizer_files(tokenizer, meta["template"], stop),
-    }
-    write_folder(Path(out_dir), "model.safetensors", tensors, files)
-    return meta["template"]
-
-
-def export_adapter(checkpoint: str | Path, out_dir: str | Path) -> str | None:
-    """Write a LoRA run's adapter for peft, and its tokenizer; give the chat template's name. The rows of the special
-    tokens are whole there, not differences. Raises ValueError and OSError, and then leaves nothing."""
-    model, tokenizer, meta = load_checkpoint(checkpoint)
-    if not (lora := getattr(model, "lora", None)):
-        raise ValueError(
-            f"{checkpoint}: no adapter in this checkpoint; export it without --adapter"
-        )
-    tensors, layers, base = {}, [], meta["base"]["path"]
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLinear):
-            layers.append(f"transformer.{their_name(name)}")
-            tensors |= {
-                f"{layers[-1]}.lora_A.weight": module.lora_a,
-                f"{layers[-1]}.lora_B.weight": module.lora_b,
-            }
-    folder = find_gpt2(base)  # None for a checkpoint of ours, which peft could not load
-    is_published = base in PUBLISHED and folder == cache_folder(base)
-    base_name = PUBLISHED[base] if is_published else folder and str(folder.resolve())
-    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_name}
-    settings |= {
-        "r": lora.rank,
-        "lora_alpha": lora.alpha,
-        "lora_dropout": lora.dropout,
-        "use_rslora": lora.rslora,
-    }
-    settings |= {
-        "target_modules": layers,
-        "fan_in_fan_out": True,
-        "bias": "none",
-        "inference_mode": True,
-    }
-    if lora.token_ids:
-        settings["trainable_token_indices"] = {"transformer.wte": [*lora.token_ids]}
-        rows = model.tok_emb(model.tok_emb.token_ids)  # (tokens, C)
-        tensors["transformer.wte.token_adapter.trainable_tokens_delta"] = rows
-    tensors = {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
-    files = {
-        "adapter_config": settings,
-        **tokenizer_files(tokenizer, meta["template"], meta["stop"][0]),
-    }
-    write_folder(Path(out_dir), "adapter_model.safetensors", tensors, files)
-    return meta["template"]
-
-
-def read_text(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not valid UTF-8 (byte {error.start})") from None
-
-
-@torch.no_grad()
-def text_loss(model: GPT, tokenizer: Tokenizer, text: str) -> tuple[float, int]:
-    """Mean negative log-likelihood, in nats, of a text's tokens after the first, and their number. What is beyond the
-    context is left out."""
-    ids = torch.tensor(tokenizer.encode(text)[: model.config.context_length])  # (T,)
-    if len(ids) < 2:
-        raise ValueError("this text has no second token, and so no loss")
-    logits = model(ids[None, :-1])[0, :, : model.config.n_vocab]  # (T - 1, V)
-    return F.cross_entropy(logits, ids[1:]).item(), len(ids) - 1
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Hugging Face's formats in and out.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("export", help="write a folder for transformers or peft")
-    command.add_argument("checkpoint", help="a run's folder, or a checkpoint file")
-    command.add_argument("folder", help="a new folder")
-    command.add_argument(
-        "--adapter", action="store_true", help="the adapter of a LoRA run alone, for peft"
-    )
-    command = commands.add_parser("loss", help="print the mean loss on a text")
-    command.add_argument(
-        "checkpoint", help=f"{', '.join(PUBLISHED)}, a folder from transformers, or a checkpoint"
-    )
-    command.add_argument("text", help="a text file")
-    args = parser.parse_args(argv)
-    try:
-        if args.command == "export":
-            template = (export_adapter if args.adapter else export)(args.checkpoint, args.folder)
-            print(f"saved     {printable(args.folder)}")
-            if template not in (None, "chatml"):
-                note = f"with {template}, apply_chat_template gives the same text but other ids; see README.md"
-                print(f"note      {note}")
-        else:
-            loss, n_tokens = text_loss(*load_checkpoint(args.checkpoint)[:2], read_text(args.text))
-            print(f"loss {loss:.5f} nats a token, over {n_tokens:,} tokens")
-    except (ValueError, OSError) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # a download can be long
-        return 130
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
