@@ -1,13 +1,164 @@
-"""Fast forms."""
+"""Fast forms of what the core says plainly. `speed_up` puts them into a model, where they pay.
+
+Each computes the same as the plain form in model.py; tests/test_fast.py compares them in float64.
+"""
 
 import contextlib
 import ctypes
+import functools
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+import model as plain
+
+ROW_MULTIPLE = 32  # oneDNN compiles a kernel for each number of rows; so that these are few
+
+
+def speed_up(model: plain.GPT, device: str, compile_blocks: bool = False) -> plain.GPT:
+    """Replace parts of a model, in place, by forms that compute the same in less time on `device`;
+    weights and their names stay as they are."""
+    if device != "cpu" or compile_blocks:
+        # Not compiled: it would be another graph for each number and kind of rectangles.
+        attend = torch.compiler.disable(attend_padded) if compile_blocks else attend_padded
+        model.spans = functools.partial(Spans, device=device)
+        for block in model.blocks:
+            block.attn.attend = functools.partial(attend, block.attn)
+    else:
+        for name, module in list(model.named_modules()):
+            if type(module) is plain.TokenEmbedding:
+                module.sparse = True  # its gradient, a matrix (V, C) of mostly zeros otherwise
+                if is_slow_with_mkl():
+                    module.logits = functools.partial(onednn_logits, module)
+            elif type(module) is nn.Linear and is_slow_with_mkl():
+                parent, _, attribute = name.rpartition(".")
+                setattr(model.get_submodule(parent), attribute, OneDNNLinear(module))
+    if compile_blocks:
+        compiled = torch.compile(plain.Block.forward, dynamic=True)
+        for block in model.blocks:
+            block.forward = functools.partial(forward_compiled, compiled, block)
+    return model
+
+
+def forward_compiled(compiled, block: plain.Block, x: Tensor, spans, cache, layer: int) -> Tensor:
+    """A block's forward, compiled; not in generation, whose many shapes are as many graphs: torch
+    would give up, and training would get none."""
+    forward = compiled if cache is None else plain.Block.forward
+    return forward(block, x, spans, cache, layer)
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep freed blocks. It would give large ones back to the kernel after each step, which would have to
-    clear them again for the next. The main job gains 6 to 17 % of its tokens/s. Elsewhere this does nothing."""
+    """Tell glibc to keep freed blocks. It would give large ones back to the kernel after each step,
+    which would clear them again for the next one: 15 % of a step's time. Elsewhere, nothing."""
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-4, 0)  # M_MMAP_MAX
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+# On GPUs and under torch.compile: one attention for all conversations, in padded rectangles
+
+
+class Spans:
+    """The conversations in padded rectangles, each of at most twice as many places as tokens. (An
+    object, because torch.compile makes another graph for each length that a list has.)"""
+
+    def __init__(self, lengths: list[int], device: str):
+        groups: list[list[int]] = [[]]
+        for length in lengths:
+            longer = [*groups[-1], length]
+            fits = len(longer) * max(longer) <= 2 * sum(longer)
+            groups[-1:] = [longer] if fits else [groups[-1], [length]]
+        self.sizes = [sum(group) for group in groups]  # n: tokens in each
+        self.shapes = [(len(group), max(group)) for group in groups]  # B, T
+        is_token = (torch.arange(max(group)) < torch.tensor(group)[:, None] for group in groups)
+        self.places = [each.flatten().nonzero()[:, 0].to(device) for each in is_token]  # (n,)
+
+
+def attend_padded(
+    attention: plain.CausalSelfAttention, q: Tensor, k: Tensor, v: Tensor, spans: Spans
+) -> Tensor:
+    """`CausalSelfAttention.attend`: three (N, H, D) -> (N, H, D). The padding stands behind all
+    tokens of its row, and attention looks back only, so no mask is needed."""
+    dropout, attended = attention.dropout if attention.training else 0.0, []
+    tokens = (part.split(spans.sizes) for part in (q, k, v))  # (n, H, D) each
+    for (B, T), at, *parts in zip(spans.shapes, spans.places, *tokens):
+        flat = (part.new_zeros(B * T, *part.shape[1:]).index_copy(0, at, part) for part in parts)
+        padded = (part.unflatten(0, (B, T)).transpose(1, 2) for part in flat)  # (B, H, T, D)
+        y = F.scaled_dot_product_attention(*padded, dropout_p=dropout, is_causal=True)
+        attended.append(y.transpose(1, 2).flatten(0, 1).index_select(0, at))  # (n, H, D)
+    return torch.cat(attended)
+
+
+# On processors on which MKL is slow: products by oneDNN, which comes with torch, too
+
+
+@functools.cache
+def is_slow_with_mkl() -> bool:
+    """Whether this is one of AMD's processors: there oneDNN multiplied 1.15 to 2.3 times as fast as
+    MKL, which torch asks for float32; on one of Intel's there was no difference."""
+    try:
+        is_amd = "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+    except OSError:  # not on Linux
+        return False
+    return is_amd and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class OneDNNProduct(torch.autograd.Function):
+    """`F.linear` by oneDNN: (N, in), (out, in), (out,) -> (N, out)."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        extra = -len(x) % ROW_MULTIPLE if len(x) > ROW_MULTIPLE else 0
+        y = multiply(F.pad(x, (0, 0, 0, extra)) if extra else x, weight, bias)
+        return y.resize_(len(x), len(weight))  # a view y[:N] could not be written to later
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        x_grad = weight_grad = None
+        # The last few rows go to MKL: padding would copy all.
+        whole = len(x) - len(x) % ROW_MULTIPLE
+        if ctx.needs_input_grad[0]:
+            x_grad = grad[whole:] @ weight
+            if whole:
+                x_grad = torch.cat([multiply(grad[:whole], weight.T), x_grad])
+        if ctx.needs_input_grad[1] and whole and ctx.has_bias:
+            weight_grad = multiply(grad[:whole].T, x[:whole].T).addmm_(grad[whole:].T, x[whole:])
+        elif ctx.needs_input_grad[1]:  # of the head, for which oneDNN would copy the logits
+            weight_grad = grad.T @ x
+        return x_grad, weight_grad, grad.sum(0) if ctx.has_bias else None
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`, by oneDNN where it can: in float32."""
+    if len(x) and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
+        return OneDNNProduct.apply(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+class OneDNNLinear(nn.Linear):
+    """Takes the place of a linear layer, whose weights it has."""
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__(layer.in_features, layer.out_features, device="meta")
+        self.weight, self.bias = layer.weight, layer.bias
+        self.train(layer.training)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, in) -> (N, out)
+        return linear(x, self.weight, self.bias)
+
+
+def onednn_logits(embedding: plain.TokenEmbedding, x: Tensor) -> Tensor:
+    """`TokenEmbedding.logits`: (n, C) -> (n, V)."""
+    return linear(x, embedding.weight)
