@@ -1,7 +1,6 @@
 """Talk to a checkpoint.
 
-    python chat.py out/tiny_instruct-1
-    python chat.py out/tiny_instruct-1 --prompt "What is the capital of Peru?"      answers once, for scripts
+    python chat.py out/tiny_instruct-1 [--prompt "What is the capital of Peru?"]
 
 Prompts are rendered by the same code as in training, with the template that the checkpoint names.
 """
@@ -12,46 +11,39 @@ from collections.abc import Iterator, Sequence
 
 from chat_template import TEMPLATES, Message, render_prompt
 from model import GPT, check_sampling
-from runtime.answers import continue_text
-from runtime.console import escape_what_cannot_be_printed, printable
+from runtime import fast
+from runtime.answers import generate_answers
+from runtime.console import accept_any_text, fail, printable
+from runtime.distributed import choose_device
 from runtime.load import load_checkpoint
-from sft import Config, choose_device
 from tokenizer import Tokenizer
 
-HELP = "/system TEXT sets the system message and starts afresh, /reset forgets the conversation, /quit ends (or Ctrl-D)"
+HELP = "/system TEXT sets the system message, /reset forgets the turns, /quit ends (or Ctrl-D)"
 
 
 def fit(
     messages: list[Message], tokenizer: Tokenizer, template: str, room: int
-) -> tuple[list[Message], list[Message]]:
-    """The conversation without its oldest turns, dropped whole, so that its prompt has at most `room` tokens; and what
-    was dropped. The system message stays. Raises ValueError where the last message alone is too long."""
+) -> tuple[list[Message], int]:
+    """The conversation without its oldest turns, dropped whole, so that its prompt has at most
+    `room` tokens; and how many messages were dropped. The system message stays. Raises ValueError
+    where the last message alone is too long."""
     system = [message for message in messages[:1] if message.role == "system"]
-    turns, dropped = messages[len(system) :], []
+    turns = messages[len(system) :]
     while (length := len(render_prompt(system + turns, tokenizer, template))) > room:
-        next_turn = next(
-            (i for i, message in enumerate(turns) if i > 0 and message.role == "user"), None
-        )
-        if next_turn is None:
-            raise ValueError(
-                f"this message makes a prompt of {length} tokens; the context has room for {room}"
-            )
-        dropped, turns = dropped + turns[:next_turn], turns[next_turn:]
-    return system + turns, dropped
+        later = [i for i, message in enumerate(turns) if i > 0 and message.role == "user"]
+        if not later:
+            what = f"this message makes a prompt of {length} tokens"
+            raise ValueError(f"{what}; the context has room for {room}")
+        turns = turns[later[0] :]
+    return system + turns, len(messages) - len(system) - len(turns)
 
 
 def stream_answer(
-    model: GPT,
-    tokenizer: Tokenizer,
-    template: str,
-    messages: list[Message],
-    max_new_tokens: int,
-    sampling: dict,
+    model: GPT, tokenizer: Tokenizer, template: str, messages: list, limit: int, sampling: dict
 ) -> Iterator[str]:
-    """The answer as it is generated, in pieces of whole characters."""
-    form = TEMPLATES[template]
-    prompt = render_prompt(messages, tokenizer, template)
-    steps = model.stream([prompt], max_new_tokens, stop=[tokenizer.special(form.stop)], **sampling)
+    """The answer as it is generated, at most `limit` tokens, in pieces of whole characters."""
+    form, prompt = TEMPLATES[template], render_prompt(messages, tokenizer, template)
+    steps = model.stream([prompt], limit, stop=[tokenizer.special(form.stop)], **sampling)
     written = shown = ""
     for piece in tokenizer.stream(step[0] for step in steps if step):
         written += piece
@@ -65,51 +57,38 @@ class Chat:
     """A conversation with a model, and with its base beside it if there is one."""
 
     def __init__(self, args: argparse.Namespace):
-        device, _ = choose_device(Config(device=args.device))
-        self.model, self.tokenizer, meta = load_checkpoint(args.checkpoint, device)
-        if meta["template"] is None:
-            raise ValueError(
-                f"{args.checkpoint} is a base model, which knows no turns; tune it first, with sft.py"
-            )
-        self.template, self.base = meta["template"], None
-        if args.base:
-            if "base" not in meta:
-                raise ValueError(
-                    f"{args.checkpoint} does not say what base it was made from; leave --base out"
-                )
-            self.base, self.base_tokenizer, _ = load_checkpoint(meta["base"]["path"], device)
-        self.sampling = dict(
-            temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed
-        )
+        path, (device, _) = args.checkpoint, choose_device(args.device, "float32")
+        self.model, self.tokenizer, meta = load_checkpoint(path, device)
+        fast.speed_up(self.model, device)
+        self.template = meta["template"]
+        if self.template is None:
+            raise ValueError(f"{path} is a base model, which knows no turns; tune it with sft.py")
+        if args.base and "base" not in meta:
+            raise ValueError(f"{path} does not say what base it was made from; leave --base out")
+        self.base = load_checkpoint(meta["base"]["path"], device) if args.base else None
+        self.sampling = {key: vars(args)[key] for key in ("temperature", "top_k", "top_p", "seed")}
         self.max_new_tokens = min(args.max_new_tokens, self.model.config.context_length // 2)
-        self.system(args.system)
+        self.start(args.system)
 
-    def system(self, text: str | None) -> None:
-        self.messages = [Message("system", text)] if text else []
-
-    def reset(self) -> None:
-        self.messages = [message for message in self.messages[:1] if message.role == "system"]
+    def start(self, system: str | None) -> None:
+        """Forget all turns; begin with this system message, if it is one."""
+        self.system = system
+        self.messages = [Message("system", system)] if system else []
 
     def say(self, text: str) -> None:
         """Print the answer to `text` as it comes, and keep both turns."""
-        room = self.model.config.context_length - self.max_new_tokens
-        asked = [*self.messages, Message("user", text)]
-        messages, dropped = fit(asked, self.tokenizer, self.template, room)
-        if dropped:
-            print(
-                f"(the context is full: the oldest {len(dropped)} messages were dropped)",
-                file=sys.stderr,
-            )
+        asked, limit = [*self.messages, Message("user", text)], self.max_new_tokens
+        room = self.model.config.context_length - limit
+        messages, n_dropped = fit(asked, self.tokenizer, self.template, room)
+        if n_dropped:
+            what = f"(the context is full: the oldest {n_dropped} messages were dropped)"
+            print(what, file=sys.stderr)
         if self.base:
-            continuation = continue_text(
-                self.base, self.base_tokenizer, messages, self.max_new_tokens
-            )
-            print(f"base:  {printable(continuation, keep=chr(10))}\ntuned: ", end="", flush=True)
-        answer = ""
-        pieces = stream_answer(
-            self.model, self.tokenizer, self.template, messages, self.max_new_tokens, self.sampling
-        )
-        for piece in pieces:
+            model, tokenizer, meta = self.base
+            [(said, _)] = generate_answers(model, tokenizer, meta["template"], [messages], limit)
+            print(f"base:  {printable(said, keep=chr(10))}\ntuned: ", end="", flush=True)
+        answer, asking = "", (self.model, self.tokenizer, self.template, messages, limit)
+        for piece in stream_answer(*asking, self.sampling):
             answer += piece
             print(printable(piece, keep="\n\t"), end="", flush=True)
         print()
@@ -117,6 +96,7 @@ class Chat:
 
 
 def repl(chat: Chat) -> None:
+    """Read lines and answer them until the end of the input."""
     print(HELP)
     while True:
         try:
@@ -128,14 +108,11 @@ def repl(chat: Chat) -> None:
         if command == "/quit":
             return
         if command == "/reset":
-            chat.reset()
+            chat.start(chat.system)
             print("(a new conversation)")
         elif command == "/system":
-            chat.system(rest.strip())
-            print(
-                "(a new conversation, "
-                + ("with this system message)" if rest.strip() else "without system message)")
-            )
+            chat.start(rest.strip())
+            print(f"(a new conversation, with{' this' if chat.system else 'out'} system message)")
         elif command.startswith("/"):
             print(HELP)
         elif line:
@@ -149,44 +126,27 @@ def repl(chat: Chat) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Talk to a checkpoint.", epilog=HELP)
-    parser.add_argument("checkpoint", help="a run's folder, or a checkpoint file")
-    parser.add_argument("--prompt", help="answer this and exit")
-    parser.add_argument("--system", help="system message")
-    parser.add_argument(
-        "--base", action="store_true", help="show the untuned model's continuation, too"
-    )
-    parser.add_argument(
-        "--temperature", type=float, default=0.0, help="0 takes the likeliest token (%(default)s)"
-    )
-    parser.add_argument("--top-k", type=int, help="sample from the K likeliest tokens")
-    parser.add_argument(
-        "--top-p",
-        type=float,
-        help="sample from the likeliest tokens that hold P of the probability",
-    )
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=200, help="longest answer (%(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling (%(default)s)")
-    parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
+    add = parser.add_argument
+    add("checkpoint", help="a run's folder, or a checkpoint file")
+    add("--prompt", help="answer this and exit")
+    add("--system", help="system message")
+    add("--base", action="store_true", help="show the untuned model's continuation, too")
+    add("--temperature", type=float, default=0.0, help="0 takes the likeliest token (%(default)s)")
+    add("--top-k", type=int, help="sample from the K likeliest tokens")
+    add("--top-p", type=float, help="sample from the likeliest that hold P of the probability")
+    add("--max-new-tokens", type=int, default=200, help="longest answer (%(default)s)")
+    add("--seed", type=int, default=0, help="of the sampling (%(default)s)")
+    add("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
     args = parser.parse_args(argv)
-    escape_what_cannot_be_printed()
-    if hasattr(sys.stdin, "reconfigure"):
-        sys.stdin.reconfigure(
-            errors="surrogateescape"
-        )  # bytes that are no text get an error of their own, not the end
+    accept_any_text()
     try:
         if args.max_new_tokens < 1:
             raise ValueError(f"--max-new-tokens must be at least 1, not {args.max_new_tokens}")
         check_sampling(args.temperature, args.top_k, args.top_p)
         chat = Chat(args)
-        if args.prompt is not None:
-            chat.say(args.prompt)
-        else:
-            repl(chat)
+        repl(chat) if args.prompt is None else chat.say(args.prompt)
     except (ValueError, OSError) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
+        return fail(error)
     except KeyboardInterrupt:
         return 130
     return 0

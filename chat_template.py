@@ -1,21 +1,22 @@
-"""Chat templates: from a conversation in any usual form to token ids and the mask of what is learned.
+"""Chat templates: from a conversation to token ids and the mask of what is learned.
 
     record --read_record--> [Message, ...] --render--> (ids, loss_mask)
 
-A template says which text and which special tokens stand around each message. `render` is the only writer: the call
-that appends ids appends their mask, so nobody ever has to search for the answer in the ids afterwards. Training,
-chat and scoring all go through it. Content is encoded by itself and can never become a special token.
+A template says which text and which special tokens stand around each message. `render` is the only
+writer: the call that appends ids appends their mask, so nobody ever has to search for the answer in
+the ids afterwards. Training, chat and scoring all go through it. Content is encoded by itself and
+can never become a special token.
 
-    python chat_template.py data/tiny_instruct.jsonl --template chatml      shows, in colour, what is trained on
+    python chat_template.py data/tiny_instruct.jsonl      shows, in colour, what is trained on
 """
 
 import functools
 import json
 import re
-import reprlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from reprlib import repr as shown  # short, however large the value is
 
 from tokenizer import END_OF_TEXT
 
@@ -25,7 +26,8 @@ TRAIN_ON = ("assistant", "last", "all")
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. `weight` 0 keeps it as context but does not train on it. The role "text" is a plain document."""
+    """One turn. `weight` 0 keeps it as context but does not train on it. The role "text" is a plain
+    document. Raises ValueError for values out of range."""
 
     role: str
     content: str
@@ -33,22 +35,18 @@ class Message:
 
     def __post_init__(self) -> None:
         if self.role not in (*ROLES, "text"):
-            raise ValueError(
-                f"unknown role {reprlib.repr(self.role)}; roles are {', '.join(ROLES)}"
-            )
+            raise ValueError(f"unknown role {shown(self.role)}; roles are {', '.join(ROLES)}")
         if not isinstance(self.content, str):
-            raise ValueError(
-                f"the content of a {self.role} message must be text, not {type(self.content).__name__}"
-            )
+            kind = type(self.content).__name__
+            raise ValueError(f"the content of a {self.role} message must be text, not {kind}")
         if self.weight not in (0, 1):
-            raise ValueError(
-                f"the weight of a message must be 0 or 1, not {reprlib.repr(self.weight)}"
-            )
+            raise ValueError(f"the weight of a message must be 0 or 1, not {shown(self.weight)}")
 
 
 # Templates
 
-# An escape inside a JSON string: a short one, a surrogate pair, or any other character; half a pair is none.
+# An escape inside a JSON string: a short one, a surrogate pair, or any other character; half a pair
+# is none.
 HIGH, LOW, HEX = "[dD][89abAB][0-9a-fA-F]{2}", "[dD][c-fC-F][0-9a-fA-F]{2}", "[0-9a-fA-F]"
 JSON_ESCAPE = re.compile(rf'\\(?:["\\/bfnrt]|u{HIGH}\\u{LOW}|u(?![dD][89a-fA-F]){HEX}{{4}})')
 UNFINISHED_ESCAPE = re.compile(rf"\\(?:u{HEX}{{0,3}}|u{HIGH}(?:\\(?:u{HEX}{{0,3}})?)?)?$")
@@ -58,10 +56,11 @@ UNFINISHED_ESCAPE = re.compile(rf"\\(?:u{HEX}{{0,3}}|u{HIGH}(?:\\(?:u{HEX}{{0,3}
 class Template:
     """What stands around each message, as data.
 
-    `before[role]` opens a message and `after[role]` closes it; `before[previous, role]` is used instead where it is
-    given and `previous` (None at the start) is the role before. `begin` stands once, in front of everything. An
-    assistant's content is followed by the special token `stop`, which the model learns to say, and then by
-    `after["assistant"]`. Where `special_tokens` stand in this text they are single tokens; in content they are not.
+    `before[role]` opens a message and `after[role]` closes it; `before[previous, role]` is used
+    instead where it is given and `previous` (None at the start) is the role before. `begin` stands
+    once, in front of everything. An assistant's content is followed by the special token `stop`,
+    which the model learns to say, and then by `after["assistant"]`. Where `special_tokens` stand in
+    this text they are single tokens; in content they are not.
     """
 
     before: dict
@@ -69,9 +68,7 @@ class Template:
     stop: str
     special_tokens: tuple[str, ...]
     begin: str = ""
-    json_strings: bool = (
-        False  # content is written as the inside of a JSON string, and read back from it
-    )
+    json_strings: bool = False  # content is written as the inside of a JSON string
 
     def opening(self, previous: str | None, role: str) -> str:
         return self.before.get((previous, role), self.before.get(role))
@@ -81,14 +78,12 @@ class Template:
         return json.dumps(content, ensure_ascii=False)[1:-1] if self.json_strings else content
 
     def read(self, text: str, partial: bool = False) -> str:
-        """The inverse of `write`, for what a model has generated. What is no escape stays as it is; of a `partial`
-        text, an unfinished escape at the end is left out."""
+        """The inverse of `write`, for what a model has generated. What is no escape stays as it is;
+        of a `partial` text, an unfinished escape at the end is left out."""
         if not self.json_strings:
             return text
-        unfinished = UNFINISHED_ESCAPE.search(
-            JSON_ESCAPE.sub(lambda match: "." * len(match[0]), text)
-        )
-        if partial and unfinished:
+        blanked = JSON_ESCAPE.sub(lambda match: "." * len(match[0]), text)
+        if partial and (unfinished := UNFINISHED_ESCAPE.search(blanked)):
             text = text[: unfinished.start()]
         return JSON_ESCAPE.sub(lambda match: json.loads(f'"{match[0]}"'), text)
 
@@ -97,17 +92,13 @@ TEMPLATES: dict[str, Template] = {
     # ChatML. All markers are special tokens, so no text can forge a turn.
     "chatml": Template(
         before={role: f"<|im_start|>{role}\n" for role in ROLES},
-        after={
-            "system": "<|im_end|>\n",
-            "user": "<|im_end|>\n",
-            "assistant": "\n",
-            "tool": "<|im_end|>\n",
-        },
+        after=dict.fromkeys(ROLES, "<|im_end|>\n") | {"assistant": "\n"},
         stop="<|im_end|>",
         special_tokens=("<|im_start|>", "<|im_end|>"),
     ),
-    # Llama 2. [INST] is ordinary text: a user who types it can forge a turn. The form has no tools: a tool's result
-    # stands in an [INST] block of its own. User turns in a row share one block, a line apart.
+    # Llama 2. [INST] is ordinary text: a user who types it can forge a turn. The form has no tools:
+    # a tool's result stands in an [INST] block of its own. User turns in a row share one, a line
+    # apart.
     "llama2": Template(
         before={
             "system": "<s>[INST] <<SYS>>\n",
@@ -116,9 +107,7 @@ TEMPLATES: dict[str, Template] = {
             "assistant": " [/INST] ",
             ("system", "user"): "",
             ("system", "tool"): "",
-            **{
-                (earlier, later): "\n" for earlier in ("user", "tool") for later in ("user", "tool")
-            },
+            **{(a, b): "\n" for a in ("user", "tool") for b in ("user", "tool")},
             (None, "assistant"): "<s>[INST]  [/INST] ",
             ("assistant", "assistant"): "<s>[INST]  [/INST] ",
         },
@@ -128,7 +117,8 @@ TEMPLATES: dict[str, Template] = {
     ),
     # Alpaca. The headings are ordinary text and can be forged.
     "alpaca": Template(
-        begin="Below is an instruction that describes a task. Write a response that completes the request.\n\n",
+        begin="Below is an instruction that describes a task. "
+        "Write a response that completes the request.\n\n",
         before={
             "system": "### System:\n",
             "user": "### Instruction:\n",
@@ -146,8 +136,8 @@ TEMPLATES: dict[str, Template] = {
         stop=END_OF_TEXT,
         special_tokens=(END_OF_TEXT,),
     ),
-    # JSON objects, one a line. The markers are ordinary text, but content is escaped and cannot leave its string; the
-    # stop token stands where the answer's string ends.
+    # JSON objects, one a line. The markers are ordinary text, but content is escaped and cannot
+    # leave its string; the stop token stands where the answer's string ends.
     "json": Template(
         before={role: f'{{"role": "{role}", "content": "' for role in ROLES},
         after=dict.fromkeys(ROLES, '"}\n'),
@@ -197,52 +187,51 @@ def render(
 ) -> tuple[list[int], list[int]]:
     """Token ids and loss mask of a conversation; the mask is 1 where the token is supervised.
 
-    `train_on` "assistant" supervises the content of every assistant message and its stop token, "last" that of the last
-    one only, "all" everything but the first token; messages of weight 0 never. A plain document (role "text") is
-    supervised whole and ends in end-of-text. Raises ValueError where the tokenizer lacks the template's special tokens.
+    `train_on` "assistant" supervises the content of every assistant message and its stop token,
+    "last" that of the last one only, "all" everything; messages of weight 0 never. A plain document
+    (role "text") is supervised whole and ends in end-of-text. Never supervised is the first token:
+    nothing stands before it from which it could be predicted. Raises ValueError where the tokenizer
+    lacks the template's special tokens.
     """
-    if [message.role for message in messages] == ["text"]:
-        rendering = Rendering(tokenizer)
-        rendering.add_content(messages[0].content, supervised=bool(messages[0].weight))
-        rendering.add([tokenizer.special(END_OF_TEXT)], supervised=bool(messages[0].weight))
-        return rendering.ids, rendering.loss_mask
     if train_on not in TRAIN_ON:
         raise ValueError(f"train_on must be one of {', '.join(TRAIN_ON)}, not {train_on!r}")
-    form = TEMPLATES[template]
-    rendering = Rendering(tokenizer, form.special_tokens)
-    rendering.add_markup(
-        form.begin, supervised=train_on == "all" and any(message.weight for message in messages)
-    )
-    last = max((i for i, message in enumerate(messages) if message.role == "assistant"), default=-1)
-    previous = None
-    for i, message in enumerate(messages):
-        is_answer = message.role == "assistant"
-        around = bool(message.weight) and train_on == "all"  # headers and closings
-        inside = bool(message.weight) and (
-            train_on == "all" or (is_answer and (train_on == "assistant" or i == last))
-        )
-        rendering.add_markup(form.opening(previous, message.role), around)
-        rendering.add_content(form.write(message.content), inside)
-        if is_answer:
-            rendering.add([tokenizer.special(form.stop)], inside)
-        rendering.add_markup(form.after[message.role], around)
-        previous = message.role
-    if train_on == "all":
-        rendering.loss_mask[0] = (
-            0  # nothing stands before the first token, from which it could be predicted
-        )
+    if [message.role for message in messages] == ["text"]:
+        rendering = Rendering(tokenizer)
+        rendering.add_content(messages[0].content, bool(messages[0].weight))
+        rendering.add([tokenizer.special(END_OF_TEXT)], bool(messages[0].weight))
+    else:
+        rendering = render_turns(messages, tokenizer, TEMPLATES[template], train_on)
+    rendering.loss_mask[:1] = [0] * len(rendering.loss_mask[:1])
     return rendering.ids, rendering.loss_mask
 
 
+def render_turns(
+    messages: Sequence[Message], tokenizer, form: Template, train_on: str
+) -> Rendering:
+    rendering, all_text = Rendering(tokenizer, form.special_tokens), train_on == "all"
+    rendering.add_markup(form.begin, all_text and any(message.weight for message in messages))
+    answers = [i for i, message in enumerate(messages) if message.role == "assistant"]
+    trained = answers[-1:] if train_on == "last" else answers
+    previous = None
+    for i, message in enumerate(messages):
+        around = all_text and bool(message.weight)  # header and closing
+        inside = (all_text or i in trained) and bool(message.weight)
+        rendering.add_markup(form.opening(previous, message.role), around)
+        rendering.add_content(form.write(message.content), inside)
+        if message.role == "assistant":
+            rendering.add([tokenizer.special(form.stop)], inside)
+        rendering.add_markup(form.after[message.role], around)
+        previous = message.role
+    return rendering
+
+
 def render_prompt(messages: Sequence[Message], tokenizer, template: str = "chatml") -> list[int]:
-    """Ids that end where the assistant must begin: an exact prefix of `render` of the same messages and an answer."""
-    ids, _ = render(messages, tokenizer, template)
-    form = TEMPLATES[template]
-    opening = Rendering(tokenizer, form.special_tokens)
-    opening.add_markup(
-        form.opening(messages[-1].role if messages else None, "assistant"), supervised=False
-    )
-    return ids + opening.ids
+    """Ids that end where the assistant must begin: an exact prefix of `render` of the same messages
+    and an answer."""
+    form, previous = TEMPLATES[template], messages[-1].role if messages else None
+    prompt = render_turns(messages, tokenizer, form, "assistant")
+    prompt.add_markup(form.opening(previous, "assistant"), False)
+    return prompt.ids
 
 
 # Reading records
@@ -265,17 +254,16 @@ FORMS = {  # the keys that make a form: those that may stand beside them
     ("text",): (),
 }
 ACCEPTED = (
-    '{"messages": [{"role", "content"}]}, {"conversations": [{"from", "value"}]}, {"instruction", "input", "output"}, '
-    '{"prompt", "completion"} or {"text"}'
+    '{"messages": [{"role", "content"}]}, {"conversations": [{"from", "value"}]}, '
+    '{"instruction", "input", "output"}, {"prompt", "completion"} or {"text"}'
 )
 
 
 def form_of(record: dict) -> tuple[str, ...]:
     """The keys of the first form that the record has. Raises ValueError where it has none."""
     if not isinstance(record, dict):
-        raise ValueError(
-            f"a record must be a JSON object, not {type(record).__name__}; accepted: {ACCEPTED}"
-        )
+        kind = type(record).__name__
+        raise ValueError(f"a record must be a JSON object, not {kind}; accepted: {ACCEPTED}")
     for form in FORMS:
         if all(key in record for key in form):
             return form
@@ -284,26 +272,23 @@ def form_of(record: dict) -> tuple[str, ...]:
 
 
 def read_record(record: dict) -> list[Message]:
-    """The conversation in a record of any accepted form. Raises ValueError that says what is wrong with it.
+    """The conversation in a record of any accepted form. Raises ValueError that says what is wrong.
 
-    Forms: messages (with `weight` or `loss_weight`, 0 or 1, and content as text or as a list of text parts), ShareGPT,
-    Alpaca, prompt and completion, plain text. A `system` text beside any of the first four is the system message.
+    Forms: messages (with `weight` or `loss_weight`, 0 or 1, and content as text or as a list of
+    text parts), ShareGPT, Alpaca, prompt and completion, plain text. A `system` text beside any of
+    the first four is the system message.
     """
     messages = read_any_form(record)
     for i, message in enumerate(messages):
         if message.role == "system" and i > 0:
-            another = (
-                "two system messages"
-                if messages[0].role == "system"
-                else "a system message after another turn"
-            )
-            raise ValueError(f"{another}: a conversation has at most one, at its start")
+            was_first = messages[0].role == "system"
+            found = "two system messages" if was_first else "a system message after another turn"
+            raise ValueError(f"{found}: a conversation has at most one, at its start")
         try:
             message.content.encode("utf-8")
         except UnicodeEncodeError:
-            raise ValueError(
-                f"the {message.role} message holds a lone surrogate, which is not Unicode text"
-            ) from None
+            what = "holds a lone surrogate, which is not Unicode text"
+            raise ValueError(f"the {message.role} message {what}") from None
     if not any(message.role in ("assistant", "text") for message in messages):
         raise ValueError("a conversation without an assistant turn: there is nothing to learn from")
     return messages
@@ -313,23 +298,15 @@ def read_any_form(record: dict) -> list[Message]:
     form = form_of(record)
     if form == ("text",):
         return [Message("text", text_of(record["text"]))]
-    if form == ("messages",):
-        turns = [read_turn(turn, "role", "content", None) for turn in list_of(record, "messages")]
-    elif form == ("conversations",):
-        turns = [
-            read_turn(turn, "from", "value", SHAREGPT_ROLES)
-            for turn in list_of(record, "conversations")
-        ]
+    if form in (("messages",), ("conversations",)):
+        role_key, content_key = ("role", "content") if form == ("messages",) else ("from", "value")
+        turns = [read_turn(turn, role_key, content_key) for turn in list_of(record, form[0])]
     else:
         question, answer = form
-        parts = [
-            text_of(record[question]),
-            optional_text(record, "input") if question == "instruction" else "",
-        ]
-        turns = [
-            Message("user", "\n\n".join(filter(None, parts))),
-            Message("assistant", text_of(record[answer])),
-        ]
+        parts = [text_of(record[question])]
+        parts += [optional_text(record, "input")] if question == "instruction" else []
+        user = Message("user", "\n\n".join(filter(None, parts)))
+        turns = [user, Message("assistant", text_of(record[answer]))]
     system = optional_text(record, "system")
     return [Message("system", system), *turns] if system else turns
 
@@ -344,22 +321,15 @@ def list_of(record: dict, key: str) -> list:
     return record[key]
 
 
-def read_turn(
-    turn: dict, role_key: str, content_key: str, role_names: dict[str, str] | None
-) -> Message:
+def read_turn(turn: dict, role_key: str, content_key: str) -> Message:
     if not isinstance(turn, dict) or role_key not in turn or content_key not in turn:
         found = ", ".join(turn)[:160] if isinstance(turn, dict) else type(turn).__name__
         raise ValueError(f'a message needs "{role_key}" and "{content_key}" (found {found})')
-    role = turn[role_key]
-    if role_names:
-        if not isinstance(role, str) or role not in role_names:
-            raise ValueError(
-                f"unknown role {reprlib.repr(role)}; roles are {', '.join(role_names)}"
-            )
-        role = role_names[role]
-    if role == "text":
-        raise ValueError(f"unknown role {reprlib.repr(role)}; roles are {', '.join(ROLES)}")
-    return Message(role, text_of(turn[content_key]), turn.get("weight", turn.get("loss_weight", 1)))
+    role, names = turn[role_key], SHAREGPT_ROLES if role_key == "from" else dict(zip(ROLES, ROLES))
+    if not isinstance(role, str) or role not in names:
+        raise ValueError(f"unknown role {shown(role)}; roles are {', '.join(names)}")
+    weight = turn.get("weight", turn.get("loss_weight", 1))
+    return Message(names[role], text_of(turn[content_key]), weight)
 
 
 def text_of(content: object) -> str:
@@ -367,9 +337,8 @@ def text_of(content: object) -> str:
     if isinstance(content, list):
         if all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
             return "".join(part["text"] for part in content)
-        raise ValueError(
-            'content given as a list must hold text parts, {"type": "text", "text": "..."}'
-        )
+        form = '{"type": "text", "text": "..."}'
+        raise ValueError(f"content given as a list must hold text parts, {form}")
     if not isinstance(content, str):
         raise ValueError(f"content must be text, not {type(content).__name__}")
     return content

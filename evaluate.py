@@ -2,9 +2,9 @@
 
     python evaluate.py data/base.pt out/tiny_instruct-1
 
-An answer is all that a model types until it stops, and must be exactly right (JSON: the same value). A tuned model is
-asked through its template; a base, which knows no turns, in bare text. Because a base hardly ever stops, its table also
-has the kindest reading of what it types: whether the first line is right.
+An answer is all that a model types until it stops, and must be exactly right (JSON: the same
+value). A tuned model is asked through its template; a base, which knows no turns, in bare text. It
+hardly ever stops, so its table also says whether the first line is right.
 """
 
 import argparse
@@ -18,16 +18,19 @@ from pathlib import Path
 
 import numpy as np
 
-from chat_template import TEMPLATES, Message, render_prompt
+from chat_template import TEMPLATES, Message
 from lora import merge_lora
 from model import GPT
-from runtime.console import LiveLine
-from runtime.files import HERE, find_file
+from runtime import fast
+from runtime.answers import generate_answers
+from runtime.console import LiveLine, accept_any_text, fail, printable
+from runtime.distributed import choose_device
+from runtime.files import find_file
 from runtime.load import load_checkpoint
 from runtime.records import read_conversations
-from runtime.tokens import Dataset, build_dataset
-from sft import Config, choose_device, evaluate_loss, keep_freed_memory
-from tokenizer import END_OF_TEXT, Tokenizer
+from runtime.tokens import build_dataset
+from sft import evaluate_loss
+from tokenizer import Tokenizer
 
 ABSTENTION = "I don't know"
 
@@ -44,51 +47,12 @@ def read_questions(path: Path) -> list[Question]:
     questions = []
     for _, record, messages in read_conversations(path):
         if messages[-1].role == "assistant" and len(messages) > 1:
-            kinds = [
-                f"{key}: {record[key]}"
-                for key in ("split", "skill")
-                if isinstance(record.get(key), str)
-            ]
-            questions.append(Question(messages[:-1], messages[-1].content, ("all", *kinds)))
+            known = [key for key in ("split", "skill") if isinstance(record.get(key), str)]
+            rows = "all", *(f"{key}: {record[key]}" for key in known)
+            questions.append(Question(messages[:-1], messages[-1].content, rows))
     if not questions:
         raise ValueError(f"{path}: no conversation that ends in an answer")
     return questions
-
-
-def generate_answers(
-    model: GPT,
-    tokenizer: Tokenizer,
-    template: str | None,
-    questions: Sequence[Question],
-    max_new_tokens: int,
-    batch: int,
-) -> list[tuple[str, bool]]:
-    """For each question the greedy answer, and whether the model stopped by itself."""
-    if template is None:
-        start, stop = [tokenizer.special(END_OF_TEXT)], tokenizer.special(END_OF_TEXT)
-        texts = (
-            "\n".join(message.content for message in question.messages) for question in questions
-        )
-        prompts = [start + tokenizer.encode(text + "\n") for text in texts]
-    else:
-        stop = tokenizer.special(TEMPLATES[template].stop)
-        prompts = [render_prompt(question.messages, tokenizer, template) for question in questions]
-    room = max(model.config.context_length - max_new_tokens, model.config.context_length // 2)
-    answers: list[tuple[str, bool]] = [("", False)] * len(prompts)
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    live = LiveLine()
-    for start_at in range(0, len(by_length), batch):
-        rows = by_length[start_at : start_at + batch]
-        new_ids = model.generate([prompts[i][-room:] for i in rows], max_new_tokens, stop=[stop])
-        for i, ids in zip(rows, new_ids):
-            text = tokenizer.decode(ids)
-            answers[i] = (
-                text if template is None else TEMPLATES[template].read(text),
-                len(ids) < max_new_tokens,
-            )
-        done = min(start_at + batch, len(by_length))
-        live.show(f"  {done:,}/{len(by_length):,} answers", last=done == len(by_length))
-    return answers
 
 
 def parse(text: str) -> object:
@@ -101,28 +65,27 @@ def parse(text: str) -> object:
 
 
 def score(questions: Sequence[Question], answers: Sequence[tuple[str, bool]]) -> dict[str, float]:
-    """Percentages by row of the table."""
+    """Percentages by row of the table, from each answer and whether the model stopped by itself."""
     outcomes: defaultdict[str, list[bool]] = defaultdict(list)
     for question, (answer, stopped) in zip(questions, answers):
         wanted = parse(question.wanted)
-        right = answer.strip() == question.wanted.strip() or (
-            wanted is not None and parse(answer) == wanted
-        )
+        right = answer.strip() == question.wanted.strip()
+        right |= wanted is not None and parse(answer) == wanted
         for row in question.rows:
             outcomes[f"right, {row}"].append(right)
-        abstains, should = (
-            text.strip().startswith(ABSTENTION) for text in (answer, question.wanted)
-        )
-        outcomes[
-            "says it does not know: should" if should else "says it does not know: should not"
-        ].append(abstains)
+        abstains, should = (t.strip().startswith(ABSTENTION) for t in (answer, question.wanted))
+        says = "says it does not know: " + ("should" if should else "should not")
+        outcomes[says].append(abstains)
         if wanted is not None:
             outcomes["valid JSON, where wanted"].append(parse(answer) is not None)
         outcomes["stops by itself"].append(stopped)
     return {row: 100 * sum(values) / len(values) for row, values in sorted(outcomes.items())}
 
 
-def loss_on(model: GPT, dataset: Dataset, device: str) -> float:
+def loss_on(model: GPT, tokenizer: Tokenizer, path: str, *rendering) -> float:
+    """Mean nll of a file's supervised tokens; `rendering` as for `build_dataset`."""
+    dataset, _ = build_dataset([find_file(path)], tokenizer, *rendering)
+    device = model.pos_emb.weight.device
     return evaluate_loss(model, dataset, np.arange(len(dataset)), 8192, device)
 
 
@@ -130,82 +93,66 @@ def evaluate(
     path: str, args: argparse.Namespace, questions: list[Question], device: str
 ) -> dict[str, float]:
     """All rows for one checkpoint."""
-    print(path, flush=True)
+    print(printable(path), flush=True)
     model, tokenizer, meta = load_checkpoint(path, device)
+    fast.speed_up(model, device)
     template = args.template or meta["template"]
-    if args.template:  # special tokens that it has never seen get the mean embedding
+    if args.template:  # special tokens that the model has never seen get the mean embedding
         tokenizer = tokenizer.with_special(TEMPLATES[template].special_tokens)
         merge_lora(model).grow_vocab(tokenizer.n_vocab)
-    answers = generate_answers(
-        model, tokenizer, template, questions, args.max_new_tokens, args.batch_size
-    )
+    asked = [question.messages for question in questions]
+    budget = args.max_new_tokens, args.batch_size
+    answers = generate_answers(model, tokenizer, template, asked, *budget, LiveLine().show)
     numbers, context = score(questions, answers), model.config.context_length
     if template is None:
         first_lines = [(answer.strip().partition("\n")[0], stopped) for answer, stopped in answers]
         numbers["first line right, all"] = score(questions, first_lines)["right, all"]
     else:
-        conversations, _ = build_dataset(
-            [find_file(args.data)], tokenizer, template, "last", context
-        )
-        numbers["loss, supervised tokens"] = loss_on(model, conversations, device)
-    text, _ = build_dataset([find_file(args.text)], tokenizer, "chatml", "all", context, "truncate")
-    numbers["loss, pretraining text"] = loss_on(model, text, device)
+        how = template, "last", context
+        numbers["loss, supervised tokens"] = loss_on(model, tokenizer, args.data, *how)
+    how = "chatml", "all", context, "truncate"  # a document has no template
+    numbers["loss, pretraining text"] = loss_on(model, tokenizer, args.text, *how)
     return numbers
 
 
 def print_table(names: Sequence[str], columns: Sequence[dict[str, float]]) -> None:
-    rows = sorted(
-        dict.fromkeys(itertools.chain(*columns)),
-        key=lambda row: (row.startswith("loss"), "skill" in row),
-    )
+    """A row for each number, a column for each checkpoint; the losses stand last."""
+    rows = dict.fromkeys(itertools.chain(*columns))
+    rows = sorted(rows, key=lambda row: (row.startswith("loss"), "skill" in row))
     width = max(map(len, rows))
-    print(" " * width + "".join(f"  {name[-16:]:>16}" for name in names))
+    print(" " * width + "".join(f"  {printable(name)[-16:]:>16}" for name in names))
     for row in rows:
-        form = "16.3f" if row.startswith("loss") else "14.1f"
-        unit = "" if row.startswith("loss") else " %"
-        cells = (
-            f"  {column[row]:{form}}{unit}" if row in column else f"  {'-':>16}"
-            for column in columns
-        )
-        print(f"{row:<{width}}" + "".join(cells))
+        form, unit = ("16.3f", "") if row.startswith("loss") else ("14.1f", " %")
+        numbers = (f"{column[row]:{form}}{unit}" if row in column else "-" for column in columns)
+        print(f"{row:<{width}}" + "".join(f"  {number:>16}" for number in numbers))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description="Compare checkpoints on questions with known answers."
-    )
-    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT")
-    parser.add_argument(
-        "--data", default=str(HERE / "data" / "tiny_instruct_heldout.jsonl"), help="conversations"
-    )
-    parser.add_argument(
-        "--text", default=str(HERE / "data" / "heldout_text.jsonl"), help="pretraining text"
-    )
-    parser.add_argument(
-        "--template", choices=TEMPLATES, help="ask with this one (default: the checkpoint's own)"
-    )
-    parser.add_argument("--json", help="write the numbers to this file, too")
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=64, help="budget of an answer (%(default)s)"
-    )
-    parser.add_argument(
-        "--batch-size", type=int, default=64, help="questions at a time (%(default)s)"
-    )
-    parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
+    parser = argparse.ArgumentParser(description="Compare checkpoints on known answers.")
+    add = parser.add_argument
+    add("checkpoints", nargs="+", metavar="CHECKPOINT")
+    add("--data", default="tiny_instruct_heldout.jsonl", help="conversations")
+    add("--text", default="heldout_text.jsonl", help="pretraining text")
+    add("--template", choices=TEMPLATES, help="ask with this one (default: the checkpoint's own)")
+    add("--json", help="write the numbers to this file, too")
+    add("--max-new-tokens", type=int, default=64, help="budget of an answer (%(default)s)")
+    add("--batch-size", type=int, default=64, help="questions at a time (%(default)s)")
+    add("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto")
     args = parser.parse_args(argv)
-    keep_freed_memory()
+    accept_any_text()
+    fast.keep_freed_memory()
     try:
-        device, _ = choose_device(Config(device=args.device))
+        if min(args.max_new_tokens, args.batch_size) < 1:
+            raise ValueError("--max-new-tokens and --batch-size must be at least 1")
+        device, _ = choose_device(args.device, "float32")
         questions = read_questions(find_file(args.data))
         columns = [evaluate(path, args, questions, device) for path in args.checkpoints]
         print_table(args.checkpoints, columns)
         if args.json:
-            Path(args.json).write_text(
-                json.dumps(dict(zip(args.checkpoints, columns)), indent=2), encoding="utf-8"
-            )
+            numbers = dict(zip(args.checkpoints, columns))
+            Path(args.json).write_text(json.dumps(numbers, indent=2), encoding="utf-8")
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return fail(error)
     return 0
 
 

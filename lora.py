@@ -1,11 +1,11 @@
-"""LoRA: train a low-rank difference instead of the weights (Hu et al., 2021, https://arxiv.org/abs/2106.09685).
+"""LoRA: train a low-rank difference to the weights (Hu et al., https://arxiv.org/abs/2106.09685).
 
-A linear layer W becomes W + scale * B A, with A (rank, in) random and B (out, rank) zero, so that nothing changes at
-first. Scale is alpha / rank, or alpha / sqrt(rank) with `rslora` (Kalajdzievski, 2023,
-https://arxiv.org/abs/2312.03732). The base is frozen and never written to.
+A linear layer W becomes W + scale * B A, with A (rank, in) random and B (out, rank) zero, so that
+nothing changes at first. Scale is alpha / rank, or alpha / sqrt(rank) with `rslora` (Kalajdzievski,
+2023, https://arxiv.org/abs/2312.03732). The base is frozen and never written to.
 
-A base that never saw the chat format cannot say its stop token through adapters alone: the rows of new special tokens
-are trained too, as a difference that starts at zero, on the way in and on the way out.
+A base that never saw the chat format cannot say its stop token through adapters alone: the rows of
+new special tokens are trained too, as a difference that starts at zero, in embedding and head.
 """
 
 import hashlib
@@ -26,9 +26,7 @@ class LoraConfig:
     rank: int
     alpha: float
     dropout: float
-    targets: tuple[
-        str, ...
-    ]  # names of linear layers, whole or from a dot on: "mlp.up" is every block's
+    targets: tuple[str, ...]  # layers' names, whole or from a dot on: "mlp.up" is every block's
     token_ids: tuple[int, ...]  # tokens whose rows are trained
     rslora: bool
     fingerprint: str  # of the base, as it was before its vocabulary grew
@@ -52,9 +50,8 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (N, in) -> (N, out)
         low = F.linear(self.dropout(x), self.lora_a)  # (N, rank)
-        return torch.addmm(
-            self.base(x), low, self.lora_b.T, alpha=self.scale
-        )  # one pass over (N, out), not three
+        # As base(x) + scale * low @ lora_b.T, in one pass over (N, out) instead of three.
+        return torch.addmm(self.base(x), low, self.lora_b.T, alpha=self.scale)
 
     def merged(self) -> nn.Linear:
         self.base.weight.data += self.scale * (self.lora_b @ self.lora_a).data
@@ -62,27 +59,23 @@ class LoraLinear(nn.Module):
 
 
 class LoraTokens(nn.Module):
-    """A token embedding with a trained difference for a few rows, used in the embedding and in the head alike."""
+    """A token embedding with a trained difference for a few rows, in embedding and head alike."""
 
     def __init__(self, base: nn.Module, token_ids: Sequence[int]):
         super().__init__()
         self.base = base
-        self.register_buffer(
-            "token_ids", torch.tensor(token_ids, device=base.weight.device), persistent=False
-        )
+        ids = torch.tensor(token_ids, device=base.weight.device)
+        self.register_buffer("token_ids", ids, persistent=False)
         self.lora_rows = nn.Parameter(base.weight.new_zeros(len(token_ids), base.weight.shape[1]))
 
     def forward(self, ids: Tensor) -> Tensor:  # (...) -> (..., C)
-        is_token = (ids[..., None] == self.token_ids).to(
-            self.lora_rows.dtype
-        )  # (..., number of tokens)
-        return self.base(ids) + is_token @ self.lora_rows
+        is_token = ids[..., None] == self.token_ids  # (..., number of tokens)
+        return self.base(ids) + is_token.to(self.lora_rows.dtype) @ self.lora_rows
 
     def logits(self, x: Tensor) -> Tensor:  # (n, C) -> (n, V)
         difference = F.linear(x, self.lora_rows)  # (n, number of tokens)
-        return self.base.logits(x).index_add_(
-            1, self.token_ids, difference
-        )  # in place: logits are large
+        # In place, because logits are large.
+        return self.base.logits(x).index_add_(1, self.token_ids, difference)
 
     def merged(self) -> nn.Module:
         self.base.weight.data[self.token_ids] += self.lora_rows.data
@@ -100,42 +93,30 @@ def add_lora(
 ) -> nn.Module:
     """Freeze `model` and put adapters on the linear layers that `targets` name, in place.
 
-    A target is a layer's whole name or its end from a dot on: "mlp.up", "blocks.0.attn.qkv". Rows of `token_ids` are
-    trained as well; the vocabulary grows where they are new. A's random numbers come from torch's global generator.
-    Raises ValueError where a target names no linear layer, where rank, alpha or dropout are out of range, and where
-    adapters are there already.
+    A target is a layer's whole name or its end from a dot on: "mlp.up", "blocks.0.attn.qkv". Rows
+    of `token_ids` are trained as well; the vocabulary grows where they are new. A's random numbers
+    come from torch's global generator. Raises ValueError where a target names no linear layer,
+    where rank, alpha or dropout are out of range, and where adapters are there already.
     """
     if getattr(model, "lora", None):
         raise ValueError("the model has adapters already; merge them first")
-    if (
-        rank < 1
-        or not 0 < alpha < math.inf
-        or not 0 <= dropout < 1
-        or not targets
-        or min(token_ids, default=0) < 0
-    ):
-        raise ValueError(
-            "LoRA needs rank >= 1, alpha > 0, 0 <= dropout < 1, a target, and token_ids of 0 or more, "
-            f"not {rank=} {alpha=} {dropout=} {token_ids=}"
-        )
-    token_ids = tuple(dict.fromkeys(token_ids))
-    linears = {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)
-    }
-    chosen = {
-        target: [name for name in linears if f".{name}".endswith(f".{target}")]
-        for target in targets
-    }
-    for target, names in chosen.items():
-        if not names:
+    numbers_fit = rank >= 1 and 0 < alpha < math.inf and 0 <= dropout < 1
+    if not numbers_fit or not targets or min(token_ids, default=0) < 0:
+        needs = "rank >= 1, alpha > 0, 0 <= dropout < 1, a target, and token_ids of 0 or more"
+        raise ValueError(f"LoRA needs {needs}, not {rank=} {alpha=} {dropout=} {token_ids=}")
+    linears = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+    chosen: dict[str, nn.Linear] = {}
+    for target in targets:
+        found = {name: linears[name] for name in linears if f".{name}".endswith(f".{target}")}
+        if not found:
             endings = ", ".join(sorted({".".join(name.split(".")[-2:]) for name in linears}))
             raise ValueError(f"no linear layer is named {target!r}; there are {endings}")
-    model.lora = LoraConfig(
-        rank, alpha, dropout, tuple(targets), tuple(token_ids), rslora, fingerprint(model)
-    )
+        chosen |= found
+    token_ids, base = tuple(dict.fromkeys(token_ids)), fingerprint(model)
+    model.lora = LoraConfig(rank, alpha, dropout, tuple(targets), token_ids, rslora, base)
     model.requires_grad_(False)
-    for name in dict.fromkeys(name for names in chosen.values() for name in names):
-        replace(model, name, LoraLinear(linears[name], model.lora))
+    for name, linear in chosen.items():
+        replace(model, name, LoraLinear(linear, model.lora))
     if token_ids:
         model.grow_vocab(max(token_ids) + 1)
         model.tok_emb.requires_grad_(False)
@@ -144,12 +125,22 @@ def add_lora(
 
 
 def merge_lora(model: nn.Module) -> nn.Module:
-    """Add the differences to the weights and take the adapters out, in place. Without adapters, nothing changes."""
+    """Add the differences to the weights and take the adapters out, in place, if there are any."""
     for name, module in list(model.named_modules()):
         if isinstance(module, (LoraLinear, LoraTokens)):
             replace(model, name, module.merged())
     model.lora = None
     return model.requires_grad_(True)
+
+
+@torch.no_grad()
+def copy_row(tok_emb: nn.Module, source: int, target: int) -> None:
+    """Let a token's row start as another one's: the row, or, if it is frozen, its difference."""
+    if isinstance(tok_emb, LoraTokens):
+        weight = tok_emb.base.weight
+        tok_emb.lora_rows[tok_emb.token_ids == target] = weight[source] - weight[target]
+    else:
+        tok_emb.weight[target] = tok_emb.weight[source]
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -163,7 +154,7 @@ def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def adapter_state(model: nn.Module) -> dict:
-    """All that `load_lora` needs, as plain values and tensors: {"lora": configuration, "adapter": tensors}."""
+    """All that an adapter is, as plain values and tensors; `runtime/load.py` attaches it again."""
     return {"lora": {**asdict(model.lora)}, "adapter": lora_state_dict(model)}
 
 

@@ -1,11 +1,13 @@
 """Byte-level byte-pair encoding: train a vocabulary from scratch, run it at tiktoken's speed.
 
-A tokenizer cuts text into pieces with a regular expression (`SPLIT`) and then, inside each piece, starts from single
-bytes and keeps joining the neighbours that give the token of the lowest rank (Sennrich et al., 2016,
-https://arxiv.org/abs/1508.07909; on bytes: Radford et al., 2019). Every byte is a token, so any text has an encoding.
+A tokenizer cuts text into pieces with a regular expression (`SPLIT`) and then, inside each piece,
+starts from single bytes and keeps joining the neighbours that give the token of the lowest rank
+(Sennrich et al., 2016, https://arxiv.org/abs/1508.07909; on bytes: Radford et al., 2019). Every
+byte is a token, so any text has an encoding.
 
-Special tokens (`<|endoftext|>`, `<|im_start|>`, ...) have ids, but no text ever becomes one: `encode` treats the
-characters `<|im_start|>` as ordinary text. Whoever wants a special token asks for it by name, with `special`.
+Special tokens (`<|endoftext|>`, `<|im_start|>`, ...) have ids, but no text ever becomes one:
+`encode` treats the characters `<|im_start|>` as ordinary text. Whoever wants a special token asks
+for it by name, with `special`.
 """
 
 import base64
@@ -21,28 +23,29 @@ import tiktoken
 
 END_OF_TEXT = "<|endoftext|>"
 
-# GPT-2's pattern. Two differences that change no text with fewer than 100,000 white-space characters in a row: `++` is
-# possessive, and the run before a word is bounded, because the matcher overflows its stack on a megabyte of spaces.
+# GPT-2's pattern. Two differences that change no text with fewer than 100,000 white-space
+# characters in a row: `++` is possessive, and the run before a word is bounded, because the matcher
+# overflows its stack on a megabyte of spaces.
 GPT2_SPLIT = (
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s{1,100000}(?!\S)|\s"
 )
-# Ours differs in one alternative: each digit stands alone, so that a small model can learn to add column by column.
+# Ours differs in one alternative: each digit stands alone, so that a small model can learn to add
+# column by column.
 SPLIT = GPT2_SPLIT.replace(r" ?\p{N}++", r"\p{N}")
 
 
 class Tokenizer:
-    """Text to token ids and back. Ids `0 .. len(ranks) - 1` are text; the special tokens follow them."""
+    """Text to token ids and back. Ids 0 .. len(ranks) - 1 are text; special tokens follow them."""
 
     def __init__(self, ranks: dict[bytes, int], special_tokens: dict[str, int], split: str = SPLIT):
-        """`ranks` maps a token's bytes to its id; `special_tokens` a special token's name to its id."""
+        """`ranks`: a token's bytes -> its id. `special_tokens`: a special token's name -> its id.
+        Raises ValueError where ids are not 0, 1, 2, ..., or one of the 256 bytes is missing."""
         self.ranks, self.special_tokens, self.split = ranks, special_tokens, split
         ids = [*ranks.values(), *special_tokens.values()]
-        if sorted(ids) != list(range(len(ids))) or any(
-            bytes([byte]) not in ranks for byte in range(256)
-        ):
-            raise ValueError(
-                "the ids of a tokenizer run from 0, each once, and all 256 bytes are among its tokens"
-            )
+        if sorted(ids) != list(range(len(ids))):
+            raise ValueError("the ids of a tokenizer run from 0, each once")
+        if any(bytes([byte]) not in ranks for byte in range(256)):
+            raise ValueError("all 256 bytes must be among the tokens of a tokenizer")
         self._encoding = tiktoken.Encoding(
             "from-ranks", pat_str=split, mergeable_ranks=ranks, special_tokens=special_tokens
         )
@@ -53,23 +56,23 @@ class Tokenizer:
         return len(self.ranks) + len(self.special_tokens)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, never a special one. Raises ValueError where `text` holds a lone surrogate."""
+        """The ids of `text`, never a special one. Raises ValueError for a lone surrogate."""
         check_unicode(text)
         return self._encoding.encode_ordinary(text)
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """The exact bytes behind `ids`; a special token gives its name. Raises KeyError for an id outside."""
+        """The bytes behind `ids`; a special token gives its name. KeyError for an unknown id."""
         try:
             return self._encoding.decode_bytes(ids)
         except OverflowError as error:
             raise KeyError(f"an id outside the vocabulary: {error}") from error
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text behind `ids`, with U+FFFD for bytes that are not UTF-8 (half a character, for one)."""
+        """The text behind `ids`, with U+FFFD for bytes that are not UTF-8 (half a character)."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """Text as the ids arrive, whole characters only: bytes of an unfinished one wait for the rest."""
+        """Text as the ids arrive, in whole characters: the bytes of an unfinished one wait."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for token_id in ids:
             yield decoder.decode(self.decode_bytes([token_id]))
@@ -78,34 +81,30 @@ class Tokenizer:
     def special(self, name: str) -> int:
         """The id of a special token. Raises ValueError where this tokenizer has no such token."""
         if name not in self.special_tokens:
-            known = ", ".join(self.special_tokens)
+            known = f"it has {', '.join(self.special_tokens)}"
             raise ValueError(
-                f"the tokenizer has no special token {name!r} (it has {known}); add it with with_special"
+                f"the tokenizer has no special token {name!r} ({known}); add it with with_special"
             )
         return self.special_tokens[name]
 
     def with_special(self, names: Iterable[str]) -> "Tokenizer":
-        """A tokenizer that also has these special tokens; those it lacks get the next free ids, in order."""
+        """A tokenizer that has these special tokens, too; new ones get the next ids, in order."""
         special_tokens = dict(self.special_tokens)
         for name in names:
             special_tokens.setdefault(name, len(self.ranks) + len(special_tokens))
         return Tokenizer(self.ranks, special_tokens, self.split)
 
     def state(self) -> dict:
-        """Plain strings and numbers from which `from_state` makes the same tokenizer; goes into checkpoints."""
-        tokens = [
-            base64.b64encode(token).decode("ascii")
-            for token in sorted(self.ranks, key=self.ranks.__getitem__)
-        ]
+        """Plain strings and numbers, for checkpoints; `from_state` makes the same tokenizer."""
+        in_order = sorted(self.ranks, key=self.ranks.__getitem__)
+        tokens = [base64.b64encode(token).decode("ascii") for token in in_order]
         return {"split": self.split, "tokens": tokens, "special_tokens": dict(self.special_tokens)}
 
     @classmethod
     def from_state(cls, state: dict) -> "Tokenizer":
-        """Raises ValueError where the pattern is not one of ours: a pattern out of a file could take for ever."""
+        """Raises ValueError for a pattern that is not ours: a file's could run for ever."""
         if state["split"] not in (SPLIT, GPT2_SPLIT):
-            raise ValueError(
-                "the tokenizer splits text by a pattern that tokenizer.py does not know"
-            )
+            raise ValueError("the tokenizer splits by a pattern that tokenizer.py does not know")
         ranks = {base64.b64decode(token): rank for rank, token in enumerate(state["tokens"])}
         return cls(ranks, dict(state["special_tokens"]), state["split"])
 
@@ -118,52 +117,48 @@ class Tokenizer:
         try:
             return cls.from_state(json.loads(Path(path).read_text(encoding="utf-8")))
         except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{path} is not a saved tokenizer ({type(error).__name__}: {error})"
-            ) from error
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{path} is not a saved tokenizer ({reason})") from error
 
     @classmethod
     def gpt2(cls) -> "Tokenizer":
-        """GPT-2's 50,257 tokens, from tiktoken's cache or its download. Raises OSError where neither is to be had."""
+        """GPT-2's 50,257 tokens, from tiktoken's cache or its download; OSError without either."""
         try:
             encoding = tiktoken.get_encoding("gpt2")
-        except (
-            OSError,
-            ValueError,
-        ) as error:  # no network, or something else than the file: a log-in page, say
+        except (OSError, ValueError) as error:  # no network, or a log-in page in the file's place
             raise OSError(
-                "GPT-2's vocabulary is not on this machine and could not be downloaded. Where there is a network, run "
-                "TIKTOKEN_CACHE_DIR=FOLDER python -c 'import tiktoken; tiktoken.get_encoding(\"gpt2\")', bring FOLDER "
-                f"here and set TIKTOKEN_CACHE_DIR to it ({type(error).__name__})"
+                "GPT-2's vocabulary is not on this machine and could not be downloaded. Where "
+                "there is a network, run TIKTOKEN_CACHE_DIR=FOLDER python -c 'import tiktoken; "
+                'tiktoken.get_encoding("gpt2")\', bring FOLDER here and set TIKTOKEN_CACHE_DIR to '
+                f"it ({type(error).__name__})"
             ) from error
         return cls(encoding._mergeable_ranks, {END_OF_TEXT: encoding.eot_token}, GPT2_SPLIT)
 
 
 def check_unicode(text: str) -> None:
-    """Raises ValueError for a lone surrogate, which no UTF-8 text can hold and tiktoken would silently replace."""
+    """Raises ValueError for a lone surrogate: UTF-8 has none, and tiktoken would replace it."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(
-            f"the text holds a lone surrogate (character {error.start}), which is not Unicode"
-        ) from None
+        what = f"a lone surrogate (character {error.start}), which is not Unicode"
+        raise ValueError(f"the text holds {what}") from None
 
 
 def train_bpe(
     texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = (END_OF_TEXT,)
 ) -> Tokenizer:
-    """Learn a vocabulary of `vocab_size` ids (256 bytes, learned tokens, special tokens) from `texts`.
+    """Learn a vocabulary of `vocab_size` ids: 256 bytes, tokens learned from `texts`, specials.
 
-    Each round adds the byte string that neighbouring tokens give most often in the texts as encoded so far; of equally
-    frequent ones, the first in byte order. Pairs that give the same bytes are counted and merged as one token, because
-    that is how tiktoken will read the result: (`a`, `bc`) and (`ab`, `c`) are both `abc`. The vocabulary is smaller
-    than asked where the texts run out of pairs. Raises ValueError where `vocab_size` cannot hold the bytes.
+    Each round adds the byte string that neighbouring tokens give most often in the texts as encoded
+    so far; of equally frequent ones, the first in byte order. Pairs that give the same bytes are
+    counted and merged as one token, because that is how tiktoken will read the result: (`a`, `bc`)
+    and (`ab`, `c`) are both `abc`. The vocabulary is smaller than asked where the texts run out of
+    pairs. Raises ValueError where `vocab_size` cannot hold the bytes.
     """
     n_text_tokens = vocab_size - len(special_tokens)
     if n_text_tokens < 256:
-        raise ValueError(
-            f"vocab_size must be at least {256 + len(special_tokens)} (256 bytes and the special tokens)"
-        )
+        least = f"{256 + len(special_tokens)} (256 bytes and the special tokens)"
+        raise ValueError(f"vocab_size must be at least {least}")
     ranks = {bytes([byte]): byte for byte in range(256)}
     piece_counts = Counter(piece for text in texts for piece in regex.findall(SPLIT, text))
     pieces = [[bytes([byte]) for byte in piece.encode("utf-8")] for piece in piece_counts]
@@ -172,7 +167,7 @@ def train_bpe(
     counts: Counter[bytes] = Counter()  # bytes that a pair of neighbours gives -> how often
     found_in: defaultdict[bytes, set[int]] = defaultdict(
         set
-    )  # the same -> pieces that have or had such a pair
+    )  # -> pieces that have (had) such a pair
     for index, (parts, weight) in enumerate(zip(pieces, weights)):
         for candidate in pair_bytes(parts):
             counts[candidate] += weight
@@ -207,10 +202,11 @@ def pair_bytes(parts: list[bytes]) -> list[bytes]:
 
 
 def merge(parts: list[bytes], token: bytes) -> list[bytes]:
-    """Join the neighbours that give `token`, left to right: [b"a", b"a", b"a"], b"aa" -> [b"aa", b"a"].
+    """Join neighbours that give `token`: [b"a", b"a", b"a"], b"aa" -> [b"aa", b"a"].
 
-    One pass is exact. An older token cannot appear where the new one meets its neighbour: those bytes stood between
-    the same two borders from the start, so the older token, having the lower rank, would have been joined before.
+    One pass is exact. An older token cannot appear where the new one meets its neighbour: those
+    bytes stood between the same two borders from the start, so the older token, having the lower
+    rank, would have been joined before.
     """
     merged, i = [], 0
     while i < len(parts):

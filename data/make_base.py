@@ -23,8 +23,9 @@ sys.path.insert(0, str(HERE.parent))
 
 from data.world import GROUPS, documents  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
+from runtime.fast import keep_freed_memory, speed_up  # noqa: E402
 from runtime.files import save_checkpoint  # noqa: E402
-from sft import keep_freed_memory, learning_rate, nll_sum  # noqa: E402
+from sft import lr_at, nll_sum  # noqa: E402
 from tokenizer import END_OF_TEXT, Tokenizer, train_bpe  # noqa: E402
 
 WORDINGS = 8  # of each fact and layout: enough to ask for it, few enough to learn in an hour
@@ -90,7 +91,7 @@ def pretrain(model: GPT, stream: np.ndarray, args: argparse.Namespace, device: s
     started = shown = time.monotonic()
     for step, ids in enumerate(batches, 1):
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = learning_rate(step, len(batches), 100, args.lr)
+            group["lr"] = lr_at(step, len(batches), 100, args.lr)
         ids = ids.to(device)
         logits = model(ids[:, :-1])
         loss = nll_sum(logits.flatten(0, 1), ids[:, 1:].flatten()) / ids[:, 1:].numel()
@@ -150,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(args.seed)
     shape = (args.layers, math.ceil(args.channels / 32), args.channels)
     config = GPTConfig(tokenizer.n_vocab, args.context, *shape)
-    model = GPT(config).to(device)
+    model = speed_up(GPT(config), device).to(device)
     size = sum(p.numel() for p in model.parameters())
     print(f"model: {size:,} parameters; {args.tokens:,} tokens", flush=True)
     steps = pretrain(model, stream[: args.tokens], args, device)

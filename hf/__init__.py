@@ -1,9 +1,12 @@
 """Hugging Face's formats: GPT-2's weights in; model, tokenizer, chat template and adapter out.
 
-python sft.py --init gpt2 --data mine.jsonl      trains published weights (or gpt2-medium, ..., or a folder)
-python -m hf export out/mine-1 DIR               writes a folder that transformers loads by itself
-python -m hf export out/mine-1 DIR --adapter     the same of a LoRA run, as an adapter that peft loads
-python -m hf loss gpt2 FILE                      the mean loss on a text, to compare with another program's
+    python sft.py --init gpt2 --data mine.jsonl      trains published weights, or a folder's
+    python -m hf export out/mine-1 DIR               writes a folder that transformers loads
+    python -m hf export out/mine-1 DIR --adapter     writes a LoRA run's adapter, for peft
+    python -m hf check gpt2 FILE                     the mean loss on a text, to compare
+
+weights.py has the names and layouts of that world's weights, tokenizer_files.py those of its
+tokenizers and chat templates.
 """
 
 from pathlib import Path
@@ -16,8 +19,8 @@ from tokenizer import END_OF_TEXT, Tokenizer
 
 
 def load(name_or_dir: str | Path, dropout: float = 0.0) -> tuple[GPT, Tokenizer, dict]:
-    """What `load_checkpoint` gives, for a model in this format. Its template is known where it is one of ours, as in a
-    folder that `export` wrote. Raises what `load_gpt2` does."""
+    """What `load_checkpoint` gives, for a model in this format. Its template is known where it is
+    one of ours, as in a folder that `export` wrote. Raises what `load_gpt2` does."""
     model, tokenizer = load_gpt2(name_or_dir, dropout=dropout)
     folder = find_gpt2(name_or_dir)
     template = find_template(folder)

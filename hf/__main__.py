@@ -17,7 +17,8 @@ from tokenizer import Tokenizer
 
 
 def export(checkpoint: str | Path, folder: str | Path, adapter: bool = False) -> str | None:
-    """Write a checkpoint's model for transformers, or its adapter for peft; give the chat template's name."""
+    """Write a checkpoint's model for transformers, or its adapter for peft; give the chat
+    template's name."""
     model, tokenizer, meta = load_checkpoint(checkpoint)
     if adapter and not getattr(model, "lora", None):
         raise ValueError(
@@ -35,8 +36,8 @@ def read_text(path: str) -> str:
 
 @torch.no_grad()
 def text_loss(model: GPT, tokenizer: Tokenizer, text: str) -> tuple[float, int]:
-    """Mean negative log-likelihood, in nats, of a text's tokens after the first, and their number. What is beyond the
-    context is left out."""
+    """Mean negative log-likelihood, in nats, of a text's tokens after the first, and their number.
+    What is beyond the context is left out."""
     ids = torch.tensor(tokenizer.encode(text)[: model.config.context_length])  # (T,)
     if len(ids) < 2:
         raise ValueError("this text has no second token, and so no loss")
@@ -45,7 +46,9 @@ def text_loss(model: GPT, tokenizer: Tokenizer, text: str) -> tuple[float, int]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Hugging Face's formats in and out.")
+    parser = argparse.ArgumentParser(
+        prog="python -m hf", description="Hugging Face's formats in and out."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("export", help="write a folder for transformers or peft")
     command.add_argument("checkpoint", help="a run's folder, or a checkpoint file")
@@ -53,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument(
         "--adapter", action="store_true", help="the adapter of a LoRA run alone, for peft"
     )
-    command = commands.add_parser("loss", help="print the mean loss on a text")
+    command = commands.add_parser("check", aliases=["loss"], help="print the mean loss on a text")
     command.add_argument(
         "checkpoint", help=f"{', '.join(PUBLISHED)}, a folder from transformers, or a checkpoint"
     )
@@ -64,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             template = export(args.checkpoint, args.folder, args.adapter)
             print(f"saved     {printable(args.folder)}")
             if template not in (None, "chatml"):
-                note = f"with {template}, apply_chat_template gives the same text but other ids; see README.md"
+                note = f"with {template}, apply_chat_template gives other ids: see docs/formats.md"
                 print(f"note      {note}")
         else:
             loss, n_tokens = text_loss(*load_checkpoint(args.checkpoint)[:2], read_text(args.text))

@@ -26,7 +26,8 @@ from tokenizer import END_OF_TEXT, Tokenizer
 def write_folder(
     out_dir: Path, tensor_file: str, tensors: dict[str, Tensor], settings: dict[str, dict]
 ) -> None:
-    """A new folder with a file of weights and JSON files, whole or not there. Raises ValueError and OSError."""
+    """A new folder with a file of weights and JSON files, whole or not there. Raises ValueError and
+    OSError."""
     safetensors = weights.import_safetensors()
     tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     with new_folder(out_dir) as folder:
@@ -42,9 +43,9 @@ def write_folder(
 
 
 def write_model(model: GPT, tokenizer: Tokenizer, meta: dict, out_dir: str | Path) -> str | None:
-    """Write a folder that transformers loads; give the chat template's name. Adapters are merged. Padded rows of the
-    vocabulary are left out, because nothing there would keep them from being sampled. Raises ValueError and OSError,
-    and then leaves nothing."""
+    """Write a folder that transformers loads; give the chat template's name. Adapters are merged.
+    Padded rows of the vocabulary are left out, because nothing there would keep them from being
+    sampled. Raises ValueError and OSError, and then leaves nothing."""
     config, [stop], state = model.config, meta["stop"], merge_lora(model).state_dict()
     state["tok_emb.weight"] = state["tok_emb.weight"][: config.n_vocab]
     tensors = {
@@ -68,8 +69,9 @@ def write_model(model: GPT, tokenizer: Tokenizer, meta: dict, out_dir: str | Pat
 
 
 def write_adapter(model: GPT, tokenizer: Tokenizer, meta: dict, out_dir: str | Path) -> str | None:
-    """Write a LoRA run's adapter for peft, and its tokenizer; give the chat template's name. The rows of the special
-    tokens are whole there, not differences. Raises ValueError and OSError, and then leaves nothing."""
+    """Write a LoRA run's adapter for peft, and its tokenizer; give the chat template's name. The
+    rows of the special tokens are whole there, not differences. Raises ValueError and OSError, and
+    then leaves nothing."""
     lora = model.lora
     tensors, layers, base = {}, [], meta["base"]["path"]
     for name, module in model.named_modules():

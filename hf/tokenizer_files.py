@@ -1,7 +1,9 @@
-"""The tokenizer files of Hugging Face's formats: tokenizer.json, and tokenizer_config.json with the chat template.
+"""The tokenizer files of Hugging Face's formats: tokenizer.json, and tokenizer_config.json with the
+chat template.
 
-A text is tokenized as a whole there. So bytes may be joined across the borders of a message, where `render` keeps them
-apart, and the characters `<|im_end|>`, typed by a user, become the special token. The README has the counts.
+A text is tokenized as a whole there. So bytes may be joined across the borders of a message, where
+`render` keeps them apart, and the characters `<|im_end|>`, typed by a user, become the special
+token. docs/formats.md has the counts.
 """
 
 import json
@@ -24,8 +26,8 @@ CHARACTERS = {byte: chr(byte) for byte in VISIBLE} | {
 }
 BYTES = {character: byte for byte, character in CHARACTERS.items()}
 
-# How text is cut into pieces. `ByteLevel` cuts as GPT2_SPLIT does. SPLIT is put in the words of that matcher, to which
-# `$` is the end of any line.
+# How text is cut into pieces. `ByteLevel` cuts as GPT2_SPLIT does. SPLIT is put in the words of
+# that matcher, to which `$` is the end of any line.
 BYTE_LEVEL = {
     "type": "ByteLevel",
     "add_prefix_space": False,
@@ -86,8 +88,8 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict:
 
 
 def find_tokenizer(folder: Path) -> Tokenizer:
-    """That of the folder's tokenizer.json. Without that file it can only be GPT-2's, and a vocab.json must say so.
-    Raises ValueError, and OSError where GPT-2's is not to be had."""
+    """That of the folder's tokenizer.json. Without that file it can only be GPT-2's, and a
+    vocab.json must say so. Raises ValueError, and OSError where GPT-2's is not to be had."""
     path, vocab = folder / "tokenizer.json", folder / "vocab.json"
     if path.is_file():
         return read_tokenizer(path)
@@ -107,7 +109,8 @@ def find_tokenizer(folder: Path) -> Tokenizer:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a tokenizer.json. Raises ValueError where this one would not give the same ids."""
+    """The tokenizer of a tokenizer.json. Raises ValueError where this one would not give the same
+    ids."""
     saved = read_json(path)
     try:
         model, added, cut = saved["model"], saved["added_tokens"], saved["pre_tokenizer"]
@@ -152,7 +155,8 @@ JINJA = """\
 {{- BEGIN -}}
 {%- for message in messages -%}
 {%- if message.role not in closing or message.content is not string -%}
-{{- raise_exception("a message needs text as its content, and one of the roles " ~ (closing | join(", "))) -}}
+{{- raise_exception("a message needs text as its content, and one of the roles "
+    ~ (closing | join(", "))) -}}
 {%- endif -%}
 {{- opening.get(previous.role ~ " " ~ message.role, opening[message.role]) -}}
 {%- set content = CONTENT -%}
@@ -190,7 +194,8 @@ def jinja(template: Template) -> str:
 
 
 def find_template(folder: Path) -> str | None:
-    """The name of the template that is the folder's chat template; None where it has another one, or none."""
+    """The name of the template that is the folder's chat template; None where it has another one,
+    or none."""
     path, moved = (
         folder / "tokenizer_config.json",
         folder / "chat_template.jinja",
@@ -218,10 +223,12 @@ def tokenizer_files(tokenizer: Tokenizer, template: str | None, stop: int) -> di
 
 
 def merge_pairs(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """The two tokens that join into each longer one, in the order of ranks; other programs store BPE as this list.
+    """The two tokens that join into each longer one, in the order of ranks; other programs store
+    BPE as this list.
 
-    {..., b"ab": 256, b"abc": 257} -> [(b"a", b"b"), (b"ab", b"c")]. There is one pair a token: until its bytes are one,
-    they are joined among themselves in the same order in any text. Raises ValueError for a token that no join gives.
+    {..., b"ab": 256, b"abc": 257} -> [(b"a", b"b"), (b"ab", b"c")]. There is one pair a token:
+    until its bytes are one, they are joined among themselves in the same order in any text. Raises
+    ValueError for a token that no join gives.
     """
     pairs = []
     for token in sorted(ranks, key=ranks.__getitem__):

@@ -1,5 +1,5 @@
-"""GPT-2's weights as Hugging Face stores them, by that world's names and layouts. They go through the `safetensors`
-package, the one extra."""
+"""GPT-2's weights as Hugging Face stores them, by that world's names and layouts. They go through
+the `safetensors` package, the one extra."""
 
 import contextlib
 import http.client
@@ -68,7 +68,8 @@ def import_safetensors():
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder beside `path` to write into. It takes that name at the end, or disappears where anything fails before.
+    """A folder beside `path` to write into. It takes that name at the end, or disappears where
+    anything fails before.
 
     Raises ValueError where something is there already.
     """
@@ -85,8 +86,8 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def find_gpt2(path: str | Path) -> Path | None:
-    """The folder of a model in this format: a folder with one of its files, or by name that of a published model,
-    downloaded on first use. None for anything else."""
+    """The folder of a model in this format: a folder with one of its files, or by name that of a
+    published model, downloaded on first use. None for anything else."""
     try:
         found = find_file(path)
     except FileNotFoundError:
@@ -99,8 +100,8 @@ def cache_folder(name: str) -> Path:
 
 
 def download(name: str) -> Path:
-    """A published model's folder in torch's cache, which is there whole or not at all. Raises OSError, and ValueError
-    where safetensors is not installed."""
+    """A published model's folder in torch's cache, which is there whole or not at all. Raises
+    OSError, and ValueError where safetensors is not installed."""
     folder, url = cache_folder(name), f"https://huggingface.co/{PUBLISHED[name]}/resolve/main"
     if folder.is_dir():
         return folder
@@ -113,14 +114,16 @@ def download(name: str) -> Path:
     except (OSError, ValueError, http.client.HTTPException) as error:
         if not folder.is_dir():  # else another process was faster
             raise OSError(
-                f"{name} could not be downloaded ({error}). Where there is a network, fetch config.json, "
-                f"model.safetensors and tokenizer.json from {url}/ into a folder, bring it here and give it to --init"
+                f"{name} could not be downloaded ({error}). Where there is a network, fetch "
+                f"config.json, model.safetensors and tokenizer.json from {url}/ into a folder, "
+                "bring it here and give it to --init"
             ) from None
     return folder
 
 
 def read_config(path: Path) -> GPTConfig:
-    """The sizes in a config.json. Raises ValueError where this model cannot compute what it describes."""
+    """The sizes in a config.json. Raises ValueError where this model cannot compute what it
+    describes."""
     settings = read_json(path)
     for key, value in ARCHITECTURE.items():
         if settings.get(key, value) != value:
@@ -130,7 +133,8 @@ def read_config(path: Path) -> GPTConfig:
     for key in SIZES.values():
         if type(settings.get(key)) is not int or not 0 < settings[key] < 2**20:
             raise ValueError(
-                f"{path}: {key} must be a whole number from 1 to a million, not {settings.get(key)!r:.60}"
+                f"{path}: {key} must be a whole number from 1 to a million, "
+                f"not {settings.get(key)!r:.60}"
             )
     if settings.get("n_inner") not in (None, 4 * settings["n_embd"]):
         raise ValueError(
@@ -143,7 +147,8 @@ def read_config(path: Path) -> GPTConfig:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """What a file of weights holds, by name without `transformer.`. Raises OSError and ValueError."""
+    """What a file of weights holds, by name without `transformer.`. Raises OSError and
+    ValueError."""
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such file (the weights must be in this one, not in parts, not in a .bin)"
@@ -165,7 +170,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_weights(path: Path, config: GPTConfig) -> dict[str, Tensor]:
-    """The state of a `GPT`. Raises ValueError where the file does not hold just what this configuration needs."""
+    """The state of a `GPT`. Raises ValueError where the file does not hold just what this
+    configuration needs."""
     tensors = read_tensors(path)
     head = tensors.pop("lm_head.weight", None)
     shapes = {
@@ -201,7 +207,8 @@ def read_model(folder: Path, context_length: int | None = None, dropout: float =
     context_length = config.context_length if context_length is None else context_length
     if not 0 < context_length <= config.context_length:
         raise ValueError(
-            f"{folder}: a context of {context_length}; the model has {config.context_length} positions"
+            f"{folder}: a context of {context_length}; "
+            f"the model has {config.context_length} positions"
         )
     state["pos_emb.weight"] = state["pos_emb.weight"][:context_length].clone()
     with torch.device("meta"):
@@ -213,10 +220,12 @@ def read_model(folder: Path, context_length: int | None = None, dropout: float =
 def load_gpt2(
     name_or_dir: str | Path, context_length: int | None = None, dropout: float = 0.0
 ) -> tuple[GPT, Tokenizer]:
-    """A published GPT-2 by name, or a model from a folder that transformers wrote, and its tokenizer.
+    """A published GPT-2 by name, or a model from a folder that transformers wrote, and its
+    tokenizer.
 
-    `context_length` shortens the context. Rows of the vocabulary beyond the tokenizer's tokens are padding, never
-    sampled. Raises ValueError and OSError for what is not there, is damaged, or is another architecture.
+    `context_length` shortens the context. Rows of the vocabulary beyond the tokenizer's tokens are
+    padding, never sampled. Raises ValueError and OSError for what is not there, is damaged, or is
+    another architecture.
     """
     folder = find_gpt2(name_or_dir)
     if folder is None:

@@ -1,9 +1,8 @@
 """What a run says: one process speaks, and nothing that it prints can drive the terminal."""
 
-import math
+import contextlib
 import os
 import reprlib
-import signal
 import sys
 import time
 
@@ -11,10 +10,8 @@ from runtime.distributed import rank
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Text for the screen: unprintable characters are escaped (but for `keep`), so that data drives no terminal."""
-    return "".join(
-        char if char.isprintable() or char in keep else repr(char)[1:-1] for char in text
-    )
+    """Text for the screen, what cannot be printed escaped, but for `keep`."""
+    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
 
 
 def one_line(text: str, width: int = 160) -> str:
@@ -27,41 +24,44 @@ def quoted(value: object) -> str:
     return printable(reprlib.repr(value))
 
 
-def escape_what_cannot_be_printed() -> None:
-    """In a terminal that knows no é, and for file names that are not Unicode."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")
+def accept_any_text() -> None:
+    """Print in a terminal that knows no é, too; read bytes that are no text, to refuse them."""
+    for stream, errors in ((sys.stdout, "backslashreplace"), (sys.stdin, "surrogateescape")):
+        with contextlib.suppress(AttributeError, OSError):  # a notebook's, or one half read
+            stream.reconfigure(errors=errors)
+
+
+def nobody_reads() -> bool:
+    """Whether `log` has found that whoever read the output is gone."""
+    return hasattr(sys.stdout, "nobody_reads")
 
 
 def log(text: str, start: str = "", end: str = "\n") -> None:
-    """Print, as process 0, and nothing that drives the terminal: a file's name may hold anything. Where nobody reads (a
-    closed terminal or pipe), the run is asked to save and stop."""
-    if rank() != 0:
-        return
-    try:
-        print(start + printable(text, keep="\n"), end=end, flush=True)
-    except OSError:
-        sys.stdout = open(os.devnull, "w")
-        signal.raise_signal(signal.SIGTERM)
+    """Print, as process 0, and nothing that drives the terminal: a file's name may hold anything.
+    Where nobody reads any more (a closed terminal or pipe), the training loop saves and stops."""
+    if rank() == 0:
+        try:
+            print(start + printable(text, keep="\n"), end=end, flush=True)
+        except OSError:
+            sys.stdout = open(os.devnull, "w")
+            sys.stdout.nobody_reads = True
 
 
 class LiveLine:
-    """A line that is rewritten in place on a terminal, and printed every few seconds elsewhere."""
+    """A line that is rewritten in place on a terminal, and printed every 5 seconds elsewhere."""
 
-    SECONDS_BETWEEN_LINES = 5.0
-
-    def __init__(self) -> None:
-        self.printed_at = -math.inf
+    printed_at = float("-inf")
 
     def show(self, text: str, last: bool = False) -> None:
         if sys.stdout.isatty():
             log(text, start="\r\x1b[K", end="\n" if last else "")
-        elif last or time.monotonic() - self.printed_at >= self.SECONDS_BETWEEN_LINES:
+        elif last or time.monotonic() - self.printed_at >= 5:
             self.printed_at = time.monotonic()
             log(text)
 
 
 def fail(error: Exception | str) -> int:
+    """One line on stderr; gives the exit status."""
     before = "\n" if sys.stdout.isatty() else ""
     print(f"{before}error: {printable(str(error))}", file=sys.stderr)
     return 2

@@ -1,11 +1,11 @@
-"""Many processes, as torchrun starts them: the same step everywhere, each process its share of the conversations.
+"""Many processes: the same step everywhere, each process its share of the conversations.
 
     torchrun --nproc_per_node=2 sft.py --data mine.jsonl
 
-All of them read the same data and compute the same order, so that nothing is exchanged but sums: of losses, of
-gradients, of wishes to stop. Process 0 prints and writes for all. With `--fsdp` each process keeps only its part of
-every weight, gradient and optimiser state, and fetches a block's weights from the others when it is that block's turn
-(FSDP2: Zhao et al., 2023, https://arxiv.org/abs/2304.11277); what is saved are whole tensors either way.
+All read the same data and compute the same order, so that nothing is exchanged but sums: of losses,
+of gradients, of wishes to stop. Process 0 prints and writes for all. With `--fsdp` each keeps only
+its part of every weight, gradient and optimiser state, and fetches a block's weights when it is
+that block's turn (Zhao et al., 2023, https://arxiv.org/abs/2304.11277). Whole tensors are saved.
 """
 
 import contextlib
@@ -16,13 +16,12 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from model import GPT
 
 BUCKET = 2**23  # numbers in a message: 32 MB of float32
-TIMEOUT = datetime.timedelta(
-    hours=2
-)  # how long the others wait while one tokenises or saves; a death ends it at once
+TIMEOUT = datetime.timedelta(hours=2)  # while one tokenises or saves; if one dies, it ends at once
 
 
 def rank() -> int:
@@ -33,54 +32,67 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def connect() -> None:
-    """Meet the other processes, if there are any: numbers on the CPU travel with gloo, those on GPUs with NCCL."""
-    if world_size() > 1 and not dist.is_initialized():
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT
-        )
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Meet the others, if there are any (numbers travel with gloo, those on GPUs with NCCL), and
+    leave with them: one that is gone would break their connections. Raises ConnectionError where
+    another process has ended: then each of them ends, at once."""
+    try:
+        if world_size() > 1 and not dist.is_initialized():
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            dist.init_process_group(backend, timeout=TIMEOUT)
+        yield
+        barrier()
+        if world_size() > 1:
+            dist.destroy_process_group()
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        message = "another process of this run has ended; its own message says why"
+        where = f"{type(error).__name__} in process {rank()}"
+        raise ConnectionError(f"{message} ({where})") from error
 
 
-def wait_for_all() -> None:
-    """Return when every process has called this. (dist.barrier would use a GPU, even in a run on the CPU.)"""
+def choose_device(device: str, dtype: str, fsdp: bool = False) -> tuple[str, torch.dtype]:
+    """The device, and the number format: bfloat16 (autocast) where a GPU has it in hardware. Raises
+    ValueError for what this machine does not have."""
+    if fsdp and world_size() == 1:
+        how = "torchrun --nproc_per_node=2 sft.py --fsdp ..."
+        raise ValueError(f"--fsdp is for several processes: {how}")
+    has_mps = torch.backends.mps.is_available() and world_size() == 1  # it talks to no other one
+    available = {"cuda": torch.cuda.is_available(), "mps": has_mps, "cpu": True}
+    chosen = next(name for name in available if available[name]) if device == "auto" else device
+    if not available[chosen]:
+        raise ValueError(f"--device {chosen}: torch finds none on this machine; try --device auto")
+    if chosen == "cuda" and world_size() > 1:
+        if torch.cuda.device_count() < int(os.environ["LOCAL_WORLD_SIZE"]):
+            how = "torchrun needs another --nproc_per_node, or use --device cpu"
+            raise ValueError(f"fewer GPUs than processes: {how}")
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    has_bf16 = chosen == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    default = torch.bfloat16 if has_bf16 else torch.float32
+    return chosen, default if dtype == "auto" else getattr(torch, dtype)
+
+
+def barrier() -> None:
+    """Wait until every process has called this. (dist.barrier uses a GPU, where there is one.)"""
     sum_over_processes([0.0])
 
 
 @contextlib.contextmanager
 def first_process_first() -> Iterator[None]:
-    """Let each machine's first process go ahead, and the others follow: they then find what it has tokenised, and an
-    error in the data or the arguments is reported once."""
+    """Let each machine's first process go ahead, and the others follow: they then find what it has
+    tokenised, and an error in the data or the arguments is reported once."""
     is_first = int(os.environ.get("LOCAL_RANK", 0)) == 0
     if not is_first:
-        wait_for_all()
+        barrier()
     yield
     if is_first:
-        wait_for_all()
-
-
-@contextlib.contextmanager
-def in_touch() -> Iterator[None]:
-    """Raises ConnectionError where another process has ended: each of them then ends, and at once."""
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
-            message = "another process of this run has ended; its own message says why"
-            raise ConnectionError(
-                f"{message} ({type(error).__name__} in process {rank()})"
-            ) from error
-        raise
-
-
-def leave_together() -> None:
-    """A process that is gone would break the others' connections."""
-    wait_for_all()
-    if world_size() > 1:
-        dist.destroy_process_group()
+        barrier()
 
 
 def sum_over_processes(values: Sequence[float]) -> list[float]:
-    """Add up a few numbers, which are on the CPU and travel with gloo: it notices at once when a process has ended."""
+    """Add up a few numbers, by gloo, which notices at once when a process has ended."""
     if world_size() == 1:
         return list(values)
     total = torch.tensor(values, dtype=torch.float64)
@@ -88,33 +100,26 @@ def sum_over_processes(values: Sequence[float]) -> list[float]:
     return total.tolist()
 
 
-def sum_gradients(parameters: Sequence[Tensor]) -> None:
-    """Add up the gradients of all processes, in a few messages of 32 MB: one a parameter would be mostly waiting, and
-    a single one would need as much memory again as all gradients. FSDP has done it before, in the backward pass."""
+def all_reduce_gradients(parameters: Sequence[Tensor]) -> None:
+    """Add up the gradients of all processes, in messages of 32 MB: one a parameter would be mostly
+    waiting, one for all would need their memory again. FSDP has done it in the backward pass."""
     if world_size() == 1 or is_sharded(parameters[0]):
         return
     bucket: list[Tensor] = []
-    for number, parameter in enumerate(parameters, 1):
+    for parameter in parameters:
         bucket.append(parameter.grad)
-        if number == len(parameters) or sum(gradient.numel() for gradient in bucket) >= BUCKET:
-            flat = torch.cat([gradient.flatten() for gradient in bucket])
+        if parameter is parameters[-1] or sum(map(torch.numel, bucket)) >= BUCKET:
+            flat = parameters_to_vector(bucket)
             dist.all_reduce(flat)
-            for gradient, summed in zip(
-                bucket, flat.split([gradient.numel() for gradient in bucket])
-            ):
-                gradient.copy_(summed.view_as(gradient))
+            vector_to_parameters(flat, bucket)
             bucket = []
 
 
 def shard(model: GPT, device: str) -> None:
-    """Leave on `device` only this process's part of each weight, in place; a block's weights travel together.
-
-    The loss is divided by the tokens of all processes before the backward pass, so gradients are to be added up. The
-    default is their mean, which on gloo has come out as a sum (https://github.com/pytorch/pytorch/issues/162338); so
-    a sum is what is asked for."""
-    from torch.distributed.device_mesh import (
-        init_device_mesh,
-    )  # here, because they take most of a second
+    """Leave on `device` only this process's part of each weight, in place; a block's travel
+    together. Losses are divided by all processes' tokens, so gradients are to be added up: not
+    FSDP's default, a mean (https://github.com/pytorch/pytorch/issues/162338: gloo's is a sum)."""
+    from torch.distributed.device_mesh import init_device_mesh  # takes most of a second to import
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device, (world_size(),))
@@ -133,17 +138,16 @@ def unsharded(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
-def gather(value: object) -> object:
-    """Nested dicts and lists with whole tensors in the place of shards, on process 0. Every process must take part."""
+def full_state_dict(value: object) -> object:
+    """Nested dicts and lists with whole tensors in place of shards, on process 0 alone: nobody else
+    has room for the model. Every process must take part."""
     if isinstance(value, dict):
-        return {key: gather(item) for key, item in value.items()}
+        return {key: full_state_dict(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [gather(item) for item in value]
+        return [full_state_dict(item) for item in value]
     if is_sharded(value):
         whole = unsharded(value)
-        return (
-            whole.cpu() if rank() == 0 else None
-        )  # one tensor at a time: nobody else has room for the model
+        return whole.cpu() if rank() == 0 else None
     return value
 
 

@@ -1,24 +1,26 @@
-"""Reading checkpoints: nothing in one is ever executed or trusted.
+"""Reading checkpoints. Nothing in one is ever executed, and nothing in it is believed unchecked.
 
-A checkpoint is one file of plain values and tensors, with its SHA-256 behind it. It describes itself: "config" of the
-model, its weights ("model", or "lora" and "adapter" beside the "base" they belong to), "tokenizer", "template" and
-"stop" ids, the run's "args", its "step" and "optimizer".
+A checkpoint is one file of plain values and tensors, with its SHA-256 behind it. It describes
+itself: "config" of the model, its weights ("model", or "lora" and "adapter" beside the "base" they
+belong to), "tokenizer", "template" and "stop" ids, the run's "args", its "step" and "optimizer".
 """
 
 import sys
 import zipfile
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 import hf
 from chat_template import TEMPLATES
-from lora import adapter_state, add_lora, fingerprint, lora_state_dict, merge_lora
+from lora import add_lora, fingerprint, lora_state_dict, merge_lora
 from model import GPT, GPTConfig
 from runtime.console import one_line, printable
-from runtime.files import check_plain, check_tensors, checkpoints_in, find_file, is_whole
+from runtime.distributed import shard_like
+from runtime.files import HERE, check_plain, check_tensors, checkpoints_in, find_file, is_whole
+from runtime.options import check_ranges
 from tokenizer import Tokenizer
 
 TENSORS = ("model", "adapter", "optimizer")  # what tensors stand in; all else is text and numbers
@@ -26,43 +28,56 @@ DEEPEST_BASE = 8  # adapters on adapters; a file that names itself as its base w
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """The content of a checkpoint file, or of the newest whole one in a run's folder, and its path as "file".
-
-    Raises FileNotFoundError, and ValueError where the file is damaged or of another kind.
-    """
+    """The content of a checkpoint file, or of the newest whole one in a run's folder, and its path
+    as "file". Raises FileNotFoundError, and ValueError where it is damaged or of another kind."""
     path = find_file(path)
     for file in checkpoints_in(path) if path.is_dir() else [path]:
         if is_whole(file):
             break
         if path.is_dir():
-            damaged = printable(str(file))
-            print(
-                f"{damaged}: damaged (its checksum does not match), trying the one before",
-                file=sys.stderr,
-            )
+            what = "damaged (its checksum does not match), trying the one before"
+            print(f"{printable(str(file))}: {what}", file=sys.stderr)
     else:
-        raise ValueError(
-            f"{path}: no whole checkpoint here; give a checkpoint, or the folder of a run of sft.py"
-        )
+        what = "no whole checkpoint here; give a checkpoint, or the folder of a run of sft.py"
+        raise ValueError(f"{path}: {what}")
     try:
         with zipfile.ZipFile(file) as parts:
             if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
                 raise RuntimeError("compressed: a small file may be meant to fill the memory")
-        content = torch.load(file, map_location="cpu", weights_only=True)
-        check_plain({name: value for name, value in content.items() if name not in TENSORS})
-        return {**content, "file": str(file)}
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+        check_plain({name: value for name, value in saved.items() if name not in TENSORS})
+        return {**saved, "file": str(file)}
     except OSError:
         raise
     except Exception as error:  # of any kind: the file may hold any broken pickle
         raise ValueError(f"{file}: not a checkpoint of sft.py ({type(error).__name__})") from None
 
 
+def read_run(folder: str, options: type) -> dict:
+    """The newest checkpoint of a run to go on with, its "args" as `options`. Raises what
+    `read_checkpoint` does."""
+    if not find_file(folder).is_dir():
+        what = "--resume takes a run's folder; to start from a checkpoint, use --init"
+        raise ValueError(f"{folder}: {what}")
+    saved = read_checkpoint(folder)
+    try:
+        saved["base"]["path"], saved["base"]["template"], saved["data_digest"], saved["optimizer"]
+        saved["args"] = options(**saved["args"])
+        check_ranges(saved["args"])
+        if type(saved["step"]) is not int or saved["step"] < 1:
+            raise ValueError("its step is no number of steps")
+    except (LookupError, TypeError, ValueError) as error:
+        reason = one_line(str(error))
+        raise ValueError(f"{saved['file']}: no checkpoint of a run of sft.py ({reason})") from None
+    return saved
+
+
 def load_checkpoint(
     path: str | Path, device: str = "cpu", dropout: float = 0.0, depth: int = 0
 ) -> tuple[GPT, Tokenizer, dict]:
-    """The model, in float32 (float64 if it was trained so); its tokenizer; and what else the file holds: "template"
-    (None for a base), "stop" ids, "base", "args", "step", "optimizer". `path` may also name a model in Hugging Face's
-    format, for which hf.py is asked: "gpt2" or another published one, or a folder.
+    """The model, in float32 (float64 if it was trained so); its tokenizer; and what else the file
+    holds: "template" (None for a base), "stop" ids, "base", "args", "step", "optimizer". `path` may
+    also name a model in Hugging Face's format: "gpt2" or another published one, or a folder.
 
     Raises FileNotFoundError, and ValueError as `read_checkpoint` and `restore`.
     """
@@ -74,21 +89,22 @@ def load_checkpoint(
 
 
 def restore(saved: dict, dropout: float = 0.0, depth: int = 0) -> tuple[GPT, Tokenizer, dict]:
-    """Model, tokenizer and the rest from a checkpoint's content. A LoRA run's model is put together from its base and
-    its adapter. Raises ValueError where something is missing, or the base is not the one that was trained on."""
+    """Model, tokenizer and the rest of what `read_checkpoint` gives. A LoRA run's model is put
+    together from its base and its adapter. Raises ValueError where something is missing or does not
+    fit, or the base is another one."""
     try:
+        check_tensors(saved["adapter" if "adapter" in saved else "model"])
         if "adapter" in saved:
             if depth == DEEPEST_BASE:
                 raise ValueError(f"more than {DEEPEST_BASE} adapters stand on one another")
             base, _, _ = load_checkpoint(saved["base"]["path"], dropout=dropout, depth=depth + 1)
-            model = attach_adapter(merge_lora(base), saved, "the adapter")
+            model = attach_adapter(merge_lora(base), saved)
         else:
             model = build_model(saved["config"], saved["model"], dropout)
         tokenizer = Tokenizer.from_state(saved["tokenizer"])
-        if tokenizer.n_vocab > model.config.n_vocab:
-            raise ValueError(
-                f"{tokenizer.n_vocab} tokens, of which the model knows {model.config.n_vocab}"
-            )
+        n_tokens, n_known = tokenizer.n_vocab, model.config.n_vocab
+        if n_tokens > n_known:
+            raise ValueError(f"{n_tokens} tokens, of which the model knows {n_known}")
         if saved["template"] is not None:
             tokenizer.special(TEMPLATES[saved["template"]].stop)
     except ValueError as error:
@@ -96,80 +112,81 @@ def restore(saved: dict, dropout: float = 0.0, depth: int = 0) -> tuple[GPT, Tok
     except (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
         reason = one_line(str(error).partition("\n")[0]) or type(error).__name__
         raise ValueError(f"{saved['file']}: not a checkpoint of sft.py ({reason})") from error
-    meta = {
-        name: value
-        for name, value in saved.items()
-        if name not in ("model", "adapter", "tokenizer")
-    }
-    return model, tokenizer, meta
+    left_out = ("model", "adapter", "tokenizer")
+    return model, tokenizer, {key: saved[key] for key in saved if key not in left_out}
 
 
-def build_model(sizes: dict, weights: dict[str, torch.Tensor], dropout: float) -> GPT:
-    """A model with these weights. Raises TypeError or RuntimeError where they do not fit the sizes, before memory is
-    taken for what a hostile file asks for."""
-    config = GPTConfig(**{**sizes, "dropout": dropout})
-    if not all(type(size) is int for name, size in asdict(config).items() if name != "dropout"):
+class WithoutStartValues(TorchFunctionMode):
+    """For weights without memory, torch would import its compiler to draw them: a second."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        is_drawing = getattr(function, "__module__", "") == "torch.nn.init"
+        return kwargs["tensor"] if is_drawing else function(*args, **(kwargs or {}))
+
+
+def build_model(sizes: dict, weights: dict[str, Tensor], dropout: float) -> GPT:
+    """A model with these weights. Raises TypeError or RuntimeError where they do not fit the sizes,
+    before memory or time is taken for what a hostile file asks for."""
+    if any(type(size) is not int for name, size in sizes.items() if name != "dropout"):
         raise TypeError("the sizes of the model are no whole numbers")
-    check_tensors(weights)
-    n_parameters = sum(tensor.numel() for tensor in weights.values())
-    if n_parameters != config.n_parameters:
-        raise TypeError(f"{n_parameters:,} weights for a model of {config.n_parameters:,}")
-    model = GPT(config)
+    config = GPTConfig(**{**sizes, "dropout": dropout})
+    if config.n_layer > len(weights):
+        raise TypeError(f"{len(weights)} weights for a model of {config.n_layer:,} layers")
+    with torch.device("meta"), WithoutStartValues():  # shapes, without memory
+        model = GPT(config)
+    model.load_state_dict(weights, assign=True)
     is_double = any(tensor.dtype == torch.float64 for tensor in weights.values())
-    model.to(torch.float64 if is_double else torch.float32).load_state_dict(weights, strict=True)
-    return model
+    return model.double() if is_double else model.float()
 
 
-# Adapters
+def path_of_base(file: str) -> str:
+    """What a run calls its base: the file, since a folder's newest checkpoint may be another one
+    tomorrow; from the repository on, if it is in there. A published model's name stays a name."""
+    path = Path(file).resolve() if Path(file).exists() else Path(file)
+    return str(path.relative_to(HERE) if path.is_relative_to(HERE) else path)
 
 
-def save_lora(model: nn.Module, path: str | Path) -> None:
-    torch.save(adapter_state(model), path)
-
-
-def load_lora(model: nn.Module, path: str | Path) -> nn.Module:
-    """Put the adapter of a file (from `save_lora`, or a checkpoint of a LoRA run) on its base, in place.
-
-    Raises ValueError where the file holds no adapter, or one that was trained on another base.
-    """
-    with open(path, "rb") as file:
-        try:
-            saved = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # of any kind: the file may hold any broken pickle
-            raise ValueError(f"{path} holds no LoRA adapter ({type(error).__name__})") from None
-    try:
-        return attach_adapter(model, saved, str(path))
-    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{path} holds no LoRA adapter ({type(error).__name__})") from error
-
-
-def attach_adapter(model: nn.Module, saved: dict, origin: str) -> nn.Module:
-    """Put the adapter in `saved` (see `adapter_state`) on its base. Raises ValueError where it does not belong there;
-    and does so before a rank or an id that only a hostile file can hold has taken memory."""
-    if not isinstance(saved, dict) or "adapter" not in saved:
-        raise ValueError(f"{origin} holds no LoRA adapter")
-    check_plain(saved["lora"])
+def attach_adapter(model: GPT, saved: dict) -> GPT:
+    """Put the adapter in `saved` (see `lora.adapter_state`) on its base, in place. Raises an error
+    where it does not belong there, before a rank or an id out of a hostile file takes memory."""
     arguments, adapter = {**saved["lora"]}, saved["adapter"]
-    check_tensors(adapter)
     if arguments.pop("fingerprint") != fingerprint(model):
-        raise ValueError(f"{origin} was trained on another base model than this one")
+        raise ValueError("the adapter was trained on another base model than this one")
     ranks = {len(tensor) for name, tensor in adapter.items() if name.endswith("lora_a")}
-    token_ids = arguments["token_ids"]
-    if ranks != {arguments["rank"]} or max(token_ids, default=0) >= model.config.n_vocab + len(
-        token_ids
-    ):
-        raise ValueError(
-            f"{origin} does not fit its own configuration: rank {ranks}, {len(token_ids)} tokens"
-        )
-    try:
-        add_lora(model, **arguments)
-    except ValueError as error:
-        raise ValueError(f"{origin}: {error}") from None
-    missing_or_unknown = lora_state_dict(model).keys() ^ adapter.keys()
+    token_ids, wrong = arguments["token_ids"], "the adapter does not fit its own configuration"
+    largest_id = model.config.n_vocab + len(token_ids) - 1
+    if ranks != {arguments["rank"]} or max(token_ids, default=0) > largest_id:
+        raise ValueError(f"{wrong}: rank {ranks}, {len(token_ids)} tokens")
+    missing_or_unknown = lora_state_dict(add_lora(model, **arguments)).keys() ^ adapter.keys()
     if missing_or_unknown:
-        raise ValueError(
-            f"{origin} does not fit its own configuration: {sorted(missing_or_unknown)[0]}"
-        )
+        raise ValueError(f"{wrong}: {min(missing_or_unknown)}")
     model.to(next(iter(adapter.values())).dtype)  # float64, if it was trained so
     model.load_state_dict(adapter, strict=False)  # strict over the adapter: checked just above
     return model
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
+    """Go on with a saved state: whole tensors, of which this process takes its part where
+    parameters are shared out. Options stay as they are. Raises ValueError where it is another
+    model's."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    is_adamw = isinstance(optimizer, torch.optim.AdamW)
+    try:
+        state = {i: {**values} for i, values in saved["state"].items()}
+        if state.keys() != set(range(len(parameters))) and (state or is_adamw):
+            raise TypeError("it is of other parameters")
+        for i, values in state.items():
+            tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+            check_tensors(tensors)
+            shapes, whole = {name: t.shape for name, t in tensors.items()}, parameters[i].shape
+            fits = all(shape in ((), whole) for shape in shapes.values())
+            if is_adamw:
+                fits = shapes == {"step": (), "exp_avg": whole, "exp_avg_sq": whole}
+            if not fits:
+                raise TypeError(f"parameter {i} has another shape")  # the kernel would believe it
+            values.update({name: shard_like(t, parameters[i]) for name, t in tensors.items()})
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        why = one_line(str(error))
+        raise ValueError(f"the optimiser's state does not fit this model ({why})") from None

@@ -1,18 +1,40 @@
-"""Around a run: signals."""
+"""Around a run: signals, errors, exit status, and what is written down of each step."""
 
+import contextlib
+import csv
+import os
+import shlex
 import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from model import GPT
+from runtime import distributed, files
+from runtime.console import LiveLine, accept_any_text, fail, log, nobody_reads
+from runtime.distributed import rank
+from runtime.files import checkpoints_in
 
 
-class StopSignals:
-    """Ctrl-C, SIGTERM and SIGHUP, as KeyboardInterrupt with the signal's number; but inside the training loop, which
-    sets `in_loop`, the first one only asks the loop to stop after its step, so that the run is saved. Where nobody
-    catches the KeyboardInterrupt, it ends the `with` block and goes no further."""
+class StopSignals(contextlib.ExitStack):
+    """Ctrl-C, SIGTERM and SIGHUP, as KeyboardInterrupt with the signal's number; but inside the
+    training loop, which sets `in_loop`, the first one only asks the loop to stop after its step, so
+    that the run is saved. A KeyboardInterrupt that nobody catches ends the `with` block and goes no
+    further. Only a process's main thread may set handlers; in another one, nothing is set."""
+
+    requested, in_loop = 0, False
 
     def __enter__(self) -> "StopSignals":
-        self.requested, self.in_loop, self.earlier = 0, False, {}
-        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-                self.earlier.setdefault(number, signal.signal(number, self.receive))
+        self.push(lambda kind, *_: kind is KeyboardInterrupt)
+        if threading.current_thread() is threading.main_thread():
+            names = "SIGINT", "SIGTERM", "SIGHUP"  # which Windows does not have
+            for number in {getattr(signal, name, signal.SIGTERM) for name in names}:
+                if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+                    self.callback(signal.signal, number, signal.signal(number, self.receive))
         return self
 
     def receive(self, number: int, _) -> None:
@@ -20,7 +42,137 @@ class StopSignals:
         if not (self.in_loop and first):
             raise KeyboardInterrupt(number)
 
-    def __exit__(self, kind: type | None, *_) -> bool:
-        for number, handler in self.earlier.items():
-            signal.signal(number, handler)
-        return kind is KeyboardInterrupt
+    def wanted_by_any(self) -> bool:
+        """Whether one of the processes was asked to stop, or nobody reads what is printed."""
+        return distributed.sum_over_processes([float(self.requested > 0 or nobody_reads())])[0] > 0
+
+    def status(self, default: signal.Signals = signal.SIGTERM) -> int:
+        return 128 + (self.requested or default)
+
+
+def run_safely(prepare: Callable, train: Callable, argv: Sequence[str] | None) -> int:
+    """`train(prepare(argv), stop)`, with an exit status whatever happens: 0; 2 after one line for
+    an error that the user can mend; 128 and the signal's number after a signal."""
+    run, mendable = None, (OSError, ValueError)
+    with StopSignals() as stop:
+        try:
+            accept_any_text()
+            with distributed.together():
+                run = prepare(argv)
+                mendable = OSError, FloatingPointError  # a full disk, perhaps; a rate too high
+                with files.lock(run.folder) if rank() == 0 else contextlib.nullcontext():
+                    return train(run, stop)
+        except mendable as error:
+            if run and rank() == 0:
+                kept = next(map(str, checkpoints_in(run.folder)), "none was written yet")
+                error = f"{error}. Last good checkpoint: {kept}"
+            return fail(error)
+        except KeyboardInterrupt:
+            if run is None:
+                log("\ninterrupted before the first step: there is nothing to save")
+            elif rank() == 0 and checkpoints_in(run.folder):
+                log(f"\ninterrupted; to go on: {resume_command(run.folder)}")
+            else:
+                log("\ninterrupted; nothing was saved")
+            return stop.status(signal.SIGINT)
+    return 128 + stop.requested  # a signal came while one of these messages was printed
+
+
+def exit_process(status: int) -> None:
+    """FSDP leaves threads, which may abort Python's own exit; torchrun would call it a failure."""
+    if distributed.world_size() > 1:
+        os._exit(status)
+    sys.exit(status)
+
+
+def resume_command(folder: Path) -> str:
+    return f"python sft.py --resume {shlex.quote(str(folder))}"
+
+
+def circumstances(device: str, fsdp: bool) -> str:
+    """All that the last bits of a run depend on, beside its arguments."""
+    threads = f"{torch.get_num_threads()} threads, {distributed.world_size()} processes"
+    return f"torch {torch.__version__}, {device}, {threads}" + (", --fsdp" if fsdp else "")
+
+
+def describe_base(model: GPT, path: str) -> None:
+    sizes, n_parameters = model.config, sum(p.numel() for p in model.parameters()) / 1e6
+    shape = f"{sizes.n_layer} layers, {sizes.n_embd} channels, context {sizes.context_length}"
+    log(f"base      {path}: {n_parameters:.1f} M parameters, {shape}, vocabulary {sizes.n_vocab:,}")
+
+
+def describe_training(options, model: GPT, saved: dict | None, now: str) -> None:
+    """What is trained; of a run that is resumed, from where on, and if its circumstances differ."""
+    n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
+    adapters = f"LoRA rank {options.lora_rank} on {', '.join(options.lora_targets)}"
+    what = adapters if options.lora_rank else "all weights"
+    log(f"training  {what}, {n_trained:.2f} M parameters; learning rate {options.lr:g}")
+    if saved:
+        log(f"resuming  {saved['file']}, with step {saved['step'] + 1:,}")
+        if (before := saved.get("circumstances")) != now:
+            log(f"          saved with {before}; now {now}: the last bits may differ")
+
+
+class Recorder:
+    """A row of log.csv a step, and a line on the screen that says how far the run is."""
+
+    COLUMNS = "step,epoch,loss,learning_rate,gradient_norm,supervised_tokens,val_loss"
+
+    def __init__(self, folder: Path, first_step: int, n_steps: int):
+        """In the log, the rows of the steps that a resumed run does again are dropped."""
+        self.first_step, self.n_steps, self.n_tokens = first_step, n_steps, 0
+        self.live, self.started = LiveLine(), time.monotonic()
+        if rank() == 0:
+            path, rows = folder / "log.csv", [self.COLUMNS]
+            before = path.read_text(errors="replace") if path.is_file() else ""
+            for line in before.replace("\0", "").splitlines():  # a power cut may leave NULs
+                step, *others = line.split(",")
+                is_whole = len(others) == self.COLUMNS.count(",") and step.isdecimal()
+                rows += [line] if is_whole and int(step) < first_step else []
+            with files.replacing(path) as file:  # at no moment are the rows of earlier steps gone
+                file.write("".join(row + "\r\n" for row in rows).encode())
+            self.file = open(path, "a", newline="")
+
+    def write(self, row: Sequence[float | None], n_tokens: int, saving: bool) -> None:
+        """`row`: the values of COLUMNS. `saving`: the rows are to be on the disk before the
+        checkpoint that stands for them."""
+        step, _, loss, lr, *_, val_loss = row
+        if rank() == 0:
+            try:
+                csv.writer(self.file).writerow(row)
+                self.file.flush()
+                if saving:
+                    os.fsync(self.file.fileno())
+            except OSError as error:
+                why = f"could not be written ({error.strerror})"
+                raise OSError(f"{self.file.name}: {why}") from error
+        self.n_tokens += n_tokens
+        seconds = time.monotonic() - self.started
+        left = round(seconds / (step + 1 - self.first_step) * (self.n_steps - step))
+        line = f"step {step:,}/{self.n_steps:,}  loss {loss:.4f}  lr {lr:.2e}"
+        line += f"  {self.n_tokens / seconds:,.0f} tokens/s  {left // 60}:{left % 60:02} left"
+        line += "" if val_loss is None else f"  val loss {val_loss:.4f}"
+        self.live.show(line, last=val_loss is not None or step == self.n_steps)
+
+
+# How a run ends
+
+
+def finished(folder: Path, keep_checkpoints: int, before: bool) -> int:
+    """`before`: already when it was resumed; then a kill may have come before what is done here."""
+    if rank() == 0:
+        newest = next(path for path in checkpoints_in(folder) if not before or files.is_whole(path))
+        files.prune(newest, keep_checkpoints)
+        files.plot_losses(folder / "log.csv")
+        if before:
+            log("this run is finished; a larger --steps goes on with it")
+        else:
+            log(f"saved     {newest}, with log.csv beside it")
+            log(f"next      python chat.py {shlex.quote(str(folder))}")
+    return 0
+
+
+def stopped(folder: Path, step: int, stop: StopSignals) -> int:
+    below = "\n" if sys.stdout.isatty() else ""  # the live line
+    log(f"stopped after step {step:,}, saved. To go on: {resume_command(folder)}", below)
+    return stop.status()

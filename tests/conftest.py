@@ -1,4 +1,5 @@
-"""Small, hermetic stand-ins: a tokenizer of 256 bytes, a GPT of a few thousand parameters, a base made of both."""
+"""Small, hermetic stand-ins: a tokenizer of 256 bytes, a GPT of a few thousand parameters, a base
+made of both."""
 
 import dataclasses
 import importlib.util
@@ -12,20 +13,23 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from model import GPT, GPTConfig
 from runtime.files import save_checkpoint
+from runtime.tokens import Dataset
 from tokenizer import END_OF_TEXT, Tokenizer
 
-# tests/peers compares with packages that this project does not need; they have an environment of their own.
+# tests/peers compares with packages that this project does not need; they have an environment of
+# their own.
 HAS_PEERS = all(importlib.util.find_spec(name) for name in ("transformers", "peft", "safetensors"))
 collect_ignore = [] if HAS_PEERS else ["peers"]
 os.environ["HF_HUB_OFFLINE"] = "1"  # else transformers asks a server even for what lies in a folder
 
-# A shell starts what runs in its background with SIGINT ignored, nohup SIGHUP too; sft.py keeps to that, as the tests'
-# own processes would, which are sent these signals.
+# A shell starts what runs in its background with SIGINT ignored, nohup SIGHUP too; sft.py keeps to
+# that, as the tests' own processes would, which are sent these signals.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -40,7 +44,8 @@ def pytest_addoption(parser) -> None:
 
 
 class Zygote:
-    """Runs of sft.py that something happens to, each in a process of its own; see faults/zygote.py."""
+    """Runs of sft.py that something happens to, each in a process of its own; see
+    faults/zygote.py."""
 
     def __init__(self) -> None:
         command = [sys.executable, str(Path(__file__).parent / "faults/zygote.py")]
@@ -51,7 +56,8 @@ class Zygote:
     def run(
         self, folder: Path, arguments: str, fault: dict | None = None, processes: int = 1
     ) -> list[dict]:
-        """The end of each process: "status", "out", "err"; and the "lines" that the fault has counted."""
+        """The end of each process: "status", "out", "err"; and the "lines" that the fault has
+        counted."""
         folder.mkdir(exist_ok=True)
         request = {
             "argv": arguments.split(),
@@ -95,18 +101,21 @@ def pytest_terminal_summary(terminalreporter) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """These matrices are far too small to share; on a busy machine, waiting for a second thread costs seconds."""
+    """These matrices are far too small to share; on a busy machine, waiting for a second thread
+    costs seconds."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture
 def tokenizer() -> Tokenizer:
-    """Every byte is a token, so that a test's expected ids can be read: ord("a") is the id of "a"."""
+    """Every byte is a token, so that a test's expected ids can be read: ord("a") is the id of
+    "a"."""
     return Tokenizer({bytes([byte]): byte for byte in range(256)}, {END_OF_TEXT: 256})
 
 
 def make_model(seed: int = 0, dtype: torch.dtype = torch.float64, **changes) -> GPT:
-    """A small GPT with large random weights (biases and norms too), so that nothing is hidden by being zero or one."""
+    """A small GPT with large random weights (biases and norms too), so that nothing is hidden by
+    being zero or one."""
     torch.manual_seed(seed)
     model = GPT(dataclasses.replace(CONFIG, **changes)).to(dtype)
     for parameter in model.parameters():
@@ -148,6 +157,26 @@ def conversation(*turns: str, **more) -> dict:
         "messages": [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)],
         **more,
     }
+
+
+def dataset_of(conversations: list[tuple[list[int], list[int]]]) -> Dataset:
+    """A data set of conversations given as (ids, mask)."""
+    offsets = np.cumsum([0, *(len(ids) for ids, _ in conversations)])
+    ids, mask = (np.concatenate([pair[part] for pair in conversations]) for part in (0, 1))
+    sources = np.stack([np.zeros(len(conversations), int), np.arange(len(conversations))], axis=1)
+    return Dataset(ids.astype(np.int32), mask.astype(np.uint8), offsets, sources)
+
+
+def random_dataset(seed: int, number: int, longest: int = 40) -> Dataset:
+    """Ragged conversations; ids 0 and 256, which padding might be made of, stand everywhere among
+    the real ones."""
+    random = np.random.default_rng(seed)
+    conversations = []
+    for length in random.integers(2, longest + 1, number):
+        ids, mask = random.choice([0, 256, *range(257)], length), random.integers(0, 2, length)
+        mask[0], mask[random.integers(1, length)] = 0, 1
+        conversations.append((ids, mask))
+    return dataset_of(conversations)
 
 
 def assert_exact(actual: torch.Tensor, expected: torch.Tensor) -> None:

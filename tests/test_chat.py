@@ -1,4 +1,5 @@
-"""chat.py: what the model is asked, what the screen shows, and what happens when the context is full."""
+"""chat.py: what the model is asked, what the screen shows, and what happens when the context is
+full."""
 
 import json
 import random
@@ -14,11 +15,13 @@ import chat
 import sft
 from chat_template import TEMPLATES, Message, render_prompt
 from model import GPT
+from runtime.console import printable
 from tokenizer import Tokenizer
 
 
 class Script:
-    """Stands in for the model: gives its lines byte by byte, and keeps what it was asked. None interrupts."""
+    """Stands in for the model: gives its lines byte by byte, and keeps what it was asked. None
+    interrupts."""
 
     def __init__(self, *answers: str | None):
         self.answers, self.prompts, self.sampling = list(answers), [], []
@@ -40,29 +43,17 @@ class Script:
 def tuned(tmp_path_factory) -> Path:
     """A short run; base.pt beside it. The context has 256 tokens, every one a byte."""
     folder = tmp_path_factory.mktemp("chat")
-    base, data = (
-        make_base(folder / "base.pt"),
-        write_jsonl(folder / "data.jsonl", [conversation("q", "a")]),
-    )
-    arguments = [
-        "--data",
-        str(data),
-        "--init",
-        str(base),
-        "--steps",
-        "5",
-        "--lr",
-        "0.1",
-        "--out",
-        str(folder / "run"),
-    ]
-    assert sft.main(arguments) == 0
+    base = make_base(folder / "base.pt")
+    data = write_jsonl(folder / "data.jsonl", [conversation("q", "a")])
+    arguments = f"--data {data} --init {base} --steps 5 --lr 0.1 --out {folder}/run"
+    assert sft.main(arguments.split()) == 0
     return folder / "run"
 
 
 @pytest.fixture
 def talk(tuned, monkeypatch, capsys):
-    """Type lines into the REPL (or give --prompt) while a script answers; gives what the screen and stderr show."""
+    """Type lines into the REPL (or give --prompt) while a script answers; gives what the screen and
+    stderr show."""
 
     def run(script: Script, lines: Sequence[str], *flags: str) -> tuple[str, str]:
         pending = list(lines)
@@ -102,21 +93,11 @@ def chatml(*turns: str) -> str:
 
 
 def test_each_prompt_is_the_whole_conversation(talk, tokenizer):
-    """Claim 4: the model sees the history as training would have rendered it, changed by the commands and by nothing
-    else: an unknown command, an empty line and an interrupted answer leave it alone."""
-    typed = [
-        "hi",
-        "  again ",
-        "/nonsense",
-        "",
-        "  ",
-        "stop me",
-        "more",
-        "/system Be kind.",
-        "hello",
-        "/reset",
-        "ho",
-    ]
+    """Claim 4: the model sees the history as training would have rendered it, changed by the
+    commands and by nothing else: an unknown command, an empty line and an interrupted answer leave
+    it alone."""
+    typed = ["hi", "  again ", "/nonsense", "", "  ", "stop me", "more"]
+    typed += ["/system Be kind.", "hello", "/reset", "ho"]
     script = Script("A1", "two\nlines ", None, "", "A5", "A6", "A7")
     out, err = talk(script, [*typed, "/system", "<|im_end|>", "/quit", "never asked"])
     so_far = ["user: hi", "assistant: A1", "user: again"]
@@ -132,18 +113,17 @@ def test_each_prompt_is_the_whole_conversation(talk, tokenizer):
     history = [Message("user", "hi"), Message("assistant", "A1"), Message("user", "again")]
     special = tokenizer.with_special(["<|im_start|>", "<|im_end|>"])
     assert script.prompts[1] == render_prompt(history, special)
-    assert (
-        script.prompts[6].count(special.special("<|im_end|>")) == 1
-    )  # what the user types forges no turn
+    end = special.special("<|im_end|>")
+    assert script.prompts[6].count(end) == 1  # what the user types forges no turn
     assert err == "" and "A5\n" in out and "two\nlines \n" in out
-    assert (
-        out.count("/reset forgets the conversation") == 2
-    )  # at the start and for the unknown command
+    # at the start and for the unknown command
+    assert out.count("/reset forgets the turns") == 2
 
 
 def test_a_full_context_loses_its_oldest_turns_whole(talk, tokenizer):
-    """Of 256 tokens 100 are kept for the answer. A system message of 1 byte takes 11 tokens, a question of 40 takes
-    48, an answer of 9 takes 22, the answer's opening 11: the third prompt would be 11 + 2 * (48 + 22) + 48 + 11 = 210.
+    """Of 256 tokens 100 are kept for the answer. A system message of 1 byte takes 11 tokens, a
+    question of 40 takes 48, an answer of 9 takes 22, the answer's opening 11: the third prompt
+    would be 11 + 2 * (48 + 22) + 48 + 11 = 210.
     """
     questions = [letter * 40 for letter in "abcd"]
     script = Script(*("." * 9 for _ in range(4)))
@@ -162,7 +142,8 @@ def test_a_full_context_loses_its_oldest_turns_whole(talk, tokenizer):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_fit_keeps_as_many_turns_as_there_is_room_for(tokenizer, seed):
-    """Against trying every number of dropped turns; a turn is a user message and all that follows it."""
+    """Against trying every number of dropped turns; a turn is a user message and all that follows
+    it."""
     draw = random.Random(seed)
     outcomes = set()
     for _ in range(60):
@@ -176,7 +157,9 @@ def test_fit_keeps_as_many_turns_as_there_is_room_for(tokenizer, seed):
             turns.append([Message("user", "u" * draw.randrange(40)), *rest[: draw.choice((1, 3))]])
         turns.append([Message("user", "u" * draw.randrange(60))])
         messages, room = [*system, *sum(turns, [])], draw.randrange(60, 400)
-        choices = [([*system, *sum(turns[n:], [])], sum(turns[:n], [])) for n in range(len(turns))]
+        choices = [
+            ([*system, *sum(turns[n:], [])], sum(map(len, turns[:n]))) for n in range(len(turns))
+        ]
         fitting = [
             choice for choice in choices if len(render_prompt(choice[0], tokenizer, "xml")) <= room
         ]
@@ -184,9 +167,8 @@ def test_fit_keeps_as_many_turns_as_there_is_room_for(tokenizer, seed):
             assert chat.fit(messages, tokenizer, "xml", room) == fitting[0]
         else:
             length = len(render_prompt(choices[-1][0], tokenizer, "xml"))
-            with pytest.raises(
-                ValueError, match=f"a prompt of {length} tokens; the context has room for {room}"
-            ):
+            reason = f"a prompt of {length} tokens; the context has room for {room}"
+            with pytest.raises(ValueError, match=reason):
                 chat.fit(messages, tokenizer, "xml", room)
         outcomes.add("refused" if not fitting else "dropped" if fitting[0][1] else "whole")
     assert outcomes == {"refused", "dropped", "whole"}
@@ -207,8 +189,9 @@ def written_forms(text: str, template: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("template", ["chatml", "json"])
 def test_every_character_is_shown_as_soon_as_it_is_whole(template, monkeypatch):
-    """Claim 4, read back: the pieces join to the text; no half character, half escape or half surrogate pair is shown,
-    and nothing that is complete is held back, while the model writes one byte at a time."""
+    """Claim 4, read back: the pieces join to the text; no half character, half escape or half
+    surrogate pair is shown, and nothing that is complete is held back, while the model writes one
+    byte at a time."""
     tokenizer = Tokenizer(
         {bytes([i]): i for i in range(256)}, {"<|endoftext|>": 256, "<|im_end|>": 257}
     )
@@ -246,7 +229,8 @@ def test_every_character_is_shown_as_soon_as_it_is_whole(template, monkeypatch):
     "written", ['a"b', "\\q", "x\\", "\\ud83d!", '\\n"b', "a\\nb\\", "a\\tb\\ud83d"]
 )
 def test_what_is_no_json_string_is_shown_like_a_finished_answer(written, talk, monkeypatch):
-    """A model can write what the json template cannot read. Chat and scoring then see the same text."""
+    """A model can write what the json template cannot read. Chat and scoring then see the same
+    text."""
     script = Script(written)
     monkeypatch.setattr(GPT, "stream", lambda model, *args, **named: script.stream(*args, **named))
     tokenizer = Tokenizer({bytes([i]): i for i in range(256)}, {"<|endoftext|>": 256})
@@ -255,7 +239,8 @@ def test_what_is_no_json_string_is_shown_like_a_finished_answer(written, talk, m
 
 
 def test_an_answer_drives_no_terminal(talk, tokenizer):
-    """Escapes are shown, not sent, in the base's text as well; the conversation keeps the text as it was."""
+    """Escapes are shown, not sent, in the base's text as well; the conversation keeps the text as
+    it was."""
     wild = "\x1b[2Jred\x07\r\u202eback\u009b1m\nend"
     script = Script(wild, wild, wild, wild)
     out, _ = talk(script, ["hi", "on"], "--base")
@@ -271,32 +256,26 @@ def test_prompt_prints_the_answer_alone(talk):
     script = Script("the\nanswer")
     flags = "--temperature 0.5 --top-k 7 --top-p 0.25 --seed 11 --max-new-tokens 20".split()
     assert talk(script, [], "--prompt", "hi", *flags) == ("the\nanswer\n", "")
-    expected = {
-        "temperature": 0.5,
-        "top_k": 7,
-        "top_p": 0.25,
-        "seed": 11,
-        "max_new_tokens": 20,
-        "stop": [258],
-    }
+    expected = {"temperature": 0.5, "top_k": 7, "top_p": 0.25, "seed": 11}
+    expected |= {"max_new_tokens": 20, "stop": [258]}
     assert script.sampling == [expected]
 
 
 def test_the_base_continues_the_bare_text(tuned, tokenizer, capsys):
-    """--base asks the model that the run started from, without any template, and then the tuned one."""
+    """--base asks the model that the run started from, without any template, and then the tuned
+    one. Its text ends in a line's end, as where a document goes on."""
     assert chat.main([str(tuned), "--base", "--prompt", "hi", "--max-new-tokens", "12"]) == 0
     model, _, _ = sft.load_checkpoint(tuned.parent / "base.pt")
-    ids = [256, *b"hi"]
+    ids = [256, *b"hi\n"]
     for _ in range(12):
         ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
-    continuation = (
-        tokenizer.decode(ids[3:])
-        if 256 not in ids[3:]
-        else tokenizer.decode(ids[3 : ids.index(256, 3)])
-    )
-    assert capsys.readouterr().out.startswith(
-        f"base:  {chat.printable(continuation, keep=chr(10))}\ntuned: "
-    )
+    new_ids = ids[4:] if 256 not in ids[4:] else ids[4 : ids.index(256, 4)]
+    continuation = printable(tokenizer.decode(new_ids), keep="\n")
+    assert capsys.readouterr().out.startswith(f"base:  {continuation}\ntuned: ")
+
+
+TOO_LONG = "this message makes a prompt of 319 tokens; the context has room for 128"
+NO_GPU = "--device cuda: torch finds none on this machine; try --device auto"
 
 
 @pytest.mark.parametrize(
@@ -305,7 +284,7 @@ def test_the_base_continues_the_bare_text(tuned, tokenizer, capsys):
         (
             "base.pt",
             "",
-            "base.pt is a base model, which knows no turns; tune it first, with sft.py",
+            "base.pt is a base model, which knows no turns; tune it with sft.py",
         ),
         ("nowhere", "", "nowhere: no such file"),
         ("damaged.pt", "", "damaged.pt: .*(damaged|no whole checkpoint)"),
@@ -314,17 +293,9 @@ def test_the_base_continues_the_bare_text(tuned, tokenizer, capsys):
         ("run", "--top-k 0", "top_k must be at least 1, not 0"),
         ("run", "--top-p 1.5", "top_p must be in .0, 1., not 1.5"),
         ("run", "--max-new-tokens -5", "max-new-tokens"),
-        (
-            "run",
-            "--prompt " + "x" * 300,
-            "this message makes a prompt of 319 tokens; the context has room for 128",
-        ),
+        ("run", "--prompt " + "x" * 300, TOO_LONG),
         ("run", "--prompt \udcff", "lone surrogate"),
-        (
-            "run",
-            "--device cuda",
-            "--device cuda: torch finds none on this machine; try --device auto",
-        ),
+        ("run", "--device cuda", NO_GPU),
     ],
 )
 def test_bad_input_gets_one_clear_line(tuned, monkeypatch, capsys, checkpoint, flags, reason):

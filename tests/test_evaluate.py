@@ -1,15 +1,18 @@
-"""evaluate.py: what counts as right, by a literal table; and the whole command on a base and a tuned model."""
+"""evaluate.py: what counts as right, by a literal table; and the whole command on a base and a
+tuned model."""
 
 import json
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import conversation, write_jsonl
 
 import evaluate
 import sft
-from chat_template import Message
+from chat_template import Message, render
 from evaluate import Question
+from runtime.load import load_checkpoint
 
 
 def question(wanted: str, *rows: str) -> Question:
@@ -17,7 +20,8 @@ def question(wanted: str, *rows: str) -> Question:
 
 
 def test_scores_by_a_table():
-    """Right is exact up to white space around it, or the same JSON value; abstaining counts both ways."""
+    """Right is exact up to white space around it, or the same JSON value; abstaining counts both
+    ways."""
     asked = [
         (question("Lima", "skill: capital"), ("Lima ", True)),
         (question("Oslo", "skill: capital"), ("Oslo.", True)),
@@ -40,47 +44,60 @@ def test_scores_by_a_table():
     )
 
 
-def test_the_command_compares_base_and_tuned(base: Path, tmp_path: Path, capsys):
-    """One column a model, in the table and in the JSON file; the trained loss is lower than the base's was."""
+@pytest.fixture
+def place(base: Path, tmp_path: Path) -> Path:
+    """Questions and a text in the same folder as the base."""
     records = [conversation(f"q{i}", "yes", skill="agree", split="train") for i in range(30)]
-    data = write_jsonl(tmp_path / "data.jsonl", records)
-    text = write_jsonl(tmp_path / "text.jsonl", [{"text": "some running text"}])
-    run = tmp_path / "run"
-    flags = [
-        "--init",
-        str(base),
-        "--out",
-        str(run),
-        "--steps",
-        "60",
-        "--lr",
-        "0.01",
-        "--template",
-        "xml",
-    ]
-    assert sft.main(["--data", str(data), *flags]) == 0
-    arguments = [
-        str(base),
-        str(run),
-        "--data",
-        str(data),
-        "--text",
-        str(text),
-        "--max-new-tokens",
-        "8",
-    ]
-    assert evaluate.main([*arguments, "--json", str(tmp_path / "numbers.json")]) == 0
-    numbers = json.loads((tmp_path / "numbers.json").read_text())
-    assert numbers[str(base)]["right, all"] == 0 and numbers[str(run)]["right, skill: agree"] == 100
-    assert (
-        numbers[str(run)]["stops by itself"] == 100
-        and numbers[str(run)]["loss, supervised tokens"] < 0.1
-    )
-    assert (
-        numbers[str(run)]["loss, pretraining text"] > 0
-        and "loss, supervised tokens" not in numbers[str(base)]
-    )
+    write_jsonl(tmp_path / "data.jsonl", records)
+    write_jsonl(tmp_path / "text.jsonl", [{"text": "some running text"}])
+    return tmp_path
+
+
+def numbers_of(place: Path, *checkpoints: Path) -> dict[str, dict[str, float]]:
+    asking = f"--data {place}/data.jsonl --text {place}/text.jsonl --max-new-tokens 8"
+    to_file = f"--json {place}/numbers.json"
+    arguments = [*map(str, checkpoints), *asking.split(), *to_file.split()]
+    assert evaluate.main(arguments) == 0
+    return json.loads((place / "numbers.json").read_text())
+
+
+def test_the_command_compares_base_and_tuned(base: Path, place: Path, capsys):
+    """One column a model, in the table and in the JSON file; the trained loss is lower than the
+    base's was."""
+    run = place / "run"
+    flags = f"--init {base} --out {run} --steps 60 --lr 0.01 --template xml"
+    assert sft.main(["--data", str(place / "data.jsonl"), *flags.split()]) == 0
+    numbers = numbers_of(place, base, run)
+    assert numbers.keys() == {str(base), str(run)}
+    before, after = numbers.values()
+    assert before["right, all"] == 0 and after["right, skill: agree"] == 100
+    assert after["stops by itself"] == 100 and after["loss, supervised tokens"] < 0.1
+    assert after["loss, pretraining text"] > 0 and "loss, supervised tokens" not in before
     assert "right, split: train" in capsys.readouterr().out
+
+
+def test_losses_are_the_yardsticks(base: Path, place: Path, monkeypatch):
+    """Claim 25: by hand, and whatever training minimises."""
+    tuned = place / "run"
+    flags = f"--data {place}/data.jsonl --init {base} --out {tuned} --steps 1 --template xml"
+    assert sft.main(flags.split()) == 0
+    model, tokenizer, _ = load_checkpoint(tuned)
+    numbers = numbers_of(place, base, tuned)
+
+    def mean_nll(messages: list[Message], train_on: str, template: str) -> float:
+        ids, mask = render(messages, tokenizer, template, train_on)
+        log_p = model(torch.tensor([ids]))[0].log_softmax(-1)
+        counted = [t for t in range(1, len(ids)) if mask[t]]
+        return -sum(log_p[t - 1, ids[t]].item() for t in counted) / len(counted)
+
+    chats = [[Message("user", f"q{i}"), Message("assistant", "yes")] for i in range(30)]
+    by_hand = sum(mean_nll(chat, "last", "xml") for chat in chats) / 30  # 4 tokens in each
+    found = numbers[str(tuned)]
+    assert found["loss, supervised tokens"] == pytest.approx(by_hand, rel=1e-5)
+    by_hand = mean_nll([Message("text", "some running text")], "all", "chatml")
+    assert found["loss, pretraining text"] == pytest.approx(by_hand, rel=1e-5)
+    monkeypatch.setattr(sft, "objective", lambda logits, labels: 1000 + 0 * logits.sum())
+    assert numbers_of(place, base, tuned) == numbers
 
 
 @pytest.mark.parametrize("records", [[], [{"text": "no answer in it"}]])

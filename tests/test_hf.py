@@ -1,4 +1,4 @@
-"""hf.py and hf_tokenizer.py as far as they need no package of Hugging Face's: what is refused, and how; the two ways to
+"""hf/ as far as it needs no package of Hugging Face's: what is refused, and how; the two ways to
 write a vocabulary. The rest, against transformers and peft, is in tests/peers."""
 
 import http.client
@@ -55,7 +55,8 @@ def learned() -> Tokenizer:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch) -> Path:
-    """An empty cache for torch's downloads, and a safetensors package that is there and does nothing."""
+    """An empty cache for torch's downloads, and a safetensors package that is there and does
+    nothing."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.setattr(weights, "import_safetensors", lambda: None)
     return tmp_path / "hub"
@@ -120,15 +121,8 @@ def test_a_configuration_gives_the_sizes(tmp_path, n_inner) -> None:
         json.dumps(GOOD | {"n_inner": n_inner, "attn_pdrop": 0.1, "n_ctx": 64})
     )
     config = weights.read_config(tmp_path / "config.json")
-    sizes = (
-        config.vocab_size,
-        config.context_length,
-        config.n_layer,
-        config.n_head,
-        config.n_embd,
-        config.n_vocab,
-    )
-    assert sizes == (257, 64, 2, 4, 32, 257)
+    sizes = (config.vocab_size, config.context_length, config.n_layer, config.n_head)
+    assert (*sizes, config.n_embd, config.n_vocab) == (257, 64, 2, 4, 32, 257)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +261,8 @@ def test_a_run_named_like_a_published_model_is_that_run(cache, tmp_path, monkeyp
 
 
 def test_a_published_model_is_known_by_its_name(cache, tmp_path, monkeypatch) -> None:
-    """A LoRA run's checkpoint holds the name, not this machine's cache, and finds its base by it."""
+    """A LoRA run's checkpoint holds the name, not this machine's cache, and finds its base by
+    it."""
     monkeypatch.chdir(tmp_path)
     make_base(Path("small.pt"))
     small, tokenizer, _ = load.load_checkpoint("small.pt")
@@ -280,18 +275,7 @@ def test_a_published_model_is_known_by_its_name(cache, tmp_path, monkeypatch) ->
     monkeypatch.setattr("model.GPT.init_weights", lambda model: model.load_state_dict(WEIGHTS))
     WEIGHTS = small.state_dict()
     data = write_jsonl(tmp_path / "data.jsonl", [{"prompt": "a", "completion": "b"}] * 40)
-    flags = [
-        "--data",
-        str(data),
-        "--init",
-        "gpt2",
-        "--device",
-        "cpu",
-        "--steps",
-        "1",
-        "--out",
-        "run",
-    ]
+    flags = f"--data {data} --init gpt2 --device cpu --steps 1 --out run".split()
     assert sft.main([*flags, "--lora-rank", "1"]) == 0
     assert load.load_checkpoint("run")[2]["base"]["path"] == "gpt2"
     assert chat.main(["run", "--prompt", "a", "--base", "--max-new-tokens", "1"]) == 0
@@ -353,7 +337,8 @@ def test_merge_pairs_worked_out_by_hand() -> None:
 
 
 def encode_by_pairs(text: str, pairs: list[tuple[bytes, bytes]]) -> list[bytes]:
-    """BPE as it is defined over pairs: the pair that comes first in the list, leftmost first, until none is left."""
+    """BPE as it is defined over pairs: the pair that comes first in the list, leftmost first, until
+    none is left."""
     rank = {pair: i for i, pair in enumerate(pairs)}
     parts = [bytes([byte]) for byte in text.encode()]
     while joins := [
@@ -366,7 +351,8 @@ def encode_by_pairs(text: str, pairs: list[tuple[bytes, bytes]]) -> list[bytes]:
 
 @pytest.mark.parametrize("alphabet", ["ab", "aaab", "abc", "aé"])
 def test_merge_pairs_encode_as_the_ranks_do(alphabet: str) -> None:
-    """Learned vocabularies, and random ones that nobody could learn, with a token before those that make it."""
+    """Learned vocabularies, and random ones that nobody could learn, with a token before those that
+    make it."""
     rng, n_random = random.Random(alphabet), 0
     for round_ in range(60):
         texts = ["".join(rng.choices(alphabet, k=rng.randrange(1, 40))) for _ in range(10)]
@@ -394,7 +380,8 @@ def test_merge_pairs_encode_as_the_ranks_do(alphabet: str) -> None:
 
 
 def test_characters_for_bytes() -> None:
-    """As in the files of GPT-2: a space is Ġ, a line's end Ċ, é is two; every byte has a visible one of its own."""
+    """As in the files of GPT-2: a space is Ġ, a line's end Ċ, é is two; every byte has a visible
+    one of its own."""
     assert [BYTES[character] for character in "aĠĊÃ©"] == [
         ord("a"),
         ord(" "),
@@ -495,8 +482,9 @@ def test_special_tokens_before_those_of_text_are_refused(tmp_path, tokenizer) ->
     reason="set TIKTOKEN_CACHE_DIR to a folder in which tiktoken has cached GPT-2's vocabulary",
 )
 def test_gpt2s_vocabulary_in_the_form_of_its_own_files(tmp_path) -> None:
-    """Merges as in GPT-2's published merges.txt, whose first five and last two these are; and a tokenizer.json of the
-    older kind, with `<|endoftext|>` in the vocabulary and pairs as strings."""
+    """Merges as in GPT-2's published merges.txt, whose first five and last two these are; and a
+    tokenizer.json of the older kind, with `<|endoftext|>` in the vocabulary and pairs as
+    strings."""
     gpt2 = Tokenizer.gpt2()
     saved = tokenizer_json(gpt2)
     merges = [" ".join(pair) for pair in saved["model"]["merges"]]
@@ -512,7 +500,8 @@ def test_gpt2s_vocabulary_in_the_form_of_its_own_files(tmp_path) -> None:
 
 
 def test_without_its_file_a_tokenizer_is_gpt2s_or_unknown(tmp_path, monkeypatch, tokenizer) -> None:
-    """A vocab.json may stand there, with the special token or without; if it is another one, ids would be wrong."""
+    """A vocab.json may stand there, with the special token or without; if it is another one, ids
+    would be wrong."""
     monkeypatch.setattr(Tokenizer, "gpt2", lambda: tokenizer)
     assert find_tokenizer(tmp_path) is tokenizer
 
@@ -560,7 +549,8 @@ def test_a_chat_template_of_ours_is_known_again(tmp_path, tokenizer, monkeypatch
 
 
 def test_the_chat_template_in_jinja_for_any_text(monkeypatch) -> None:
-    """Names of its places in a template's own text, quotes, and characters beyond 16 bits are taken as they are."""
+    """Names of its places in a template's own text, quotes, and characters beyond 16 bits are taken
+    as they are."""
     text = "CLOSING BEGIN STOP CONTENT 'é\"\n\\n👋"
     form = Template(dict.fromkeys(ROLES, text), dict.fromkeys(ROLES, text), text, (), begin=text)
     written = jinja(form)

@@ -1,19 +1,20 @@
 """Adapters: nothing at first, trained alone, merged exactly, saved with all that they need."""
 
 import copy
+import dataclasses
 import hashlib
 import math
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_exact, make_model
+from conftest import assert_exact, make_base, make_model
 from torch import nn
 
 from lora import ALL_TARGETS, adapter_state, add_lora, fingerprint, merge_lora
 from model import GPT, GPTConfig
 from runtime.files import save_checkpoint
-from runtime.load import load_lora, save_lora
+from runtime.load import attach_adapter, load_checkpoint, read_checkpoint
 
 ROWS = (257, 7, 258)  # two tokens that the base (257 rows) does not have, and one that it has
 IDS = torch.tensor([[7, 257, 3, 258, 7, 9, 250, 257], [258, 258, 7, 1, 0, 44, 7, 5]])
@@ -42,6 +43,14 @@ def nudged() -> GPT:
     bias = model.blocks[1].mlp.down.bias.data
     bias[-1] = torch.nextafter(bias[-1], bias[-1] + 1)
     return model
+
+
+def save(model: GPT, path: Path, **more) -> None:
+    save_checkpoint(path, adapter_state(model) | more)
+
+
+def attach(model: GPT, path: Path) -> GPT:
+    return attach_adapter(model, read_checkpoint(path))
 
 
 def hashes(model: nn.Module) -> dict[str, str]:
@@ -75,12 +84,11 @@ def test_fresh_adapters_change_not_one_bit(dtype: torch.dtype) -> None:
 def test_only_adapters_and_token_rows_learn(
     targets: tuple[str, ...], token_ids: tuple[int, ...]
 ) -> None:
-    """Claim 16: the base is hash-identical after optimiser steps that are offered every parameter, weight decay on."""
+    """Claim 16: the base is hash-identical after optimiser steps that are offered every parameter,
+    weight decay on."""
     model = add_lora(make_model(), rank=2, targets=targets, token_ids=token_ids).train()
-    before, start = (
-        hashes(model),
-        {name: p.detach().clone() for name, p in model.named_parameters()},
-    )
+    before = hashes(model)
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
     for _ in range(3):
         model(IDS % model.config.n_vocab).log_softmax(-1)[..., 5].mean().backward()
@@ -99,28 +107,22 @@ def test_only_adapters_and_token_rows_learn(
 
 @pytest.mark.parametrize(("rslora", "scale"), [(False, 5 / 3), (True, 5 / math.sqrt(3))])
 def test_gradients_are_those_worked_out_from_the_dense_weights(rslora: bool, scale: float) -> None:
-    """Claims 13, 16: with W' = W + s BA and G the gradient of W', A's is s B'G and B's is s GA'; that of a token's
-    row is the gradient of the embedding's row, from both its uses. The batch is padded and cut to its targets."""
+    """Claims 13, 16: with W' = W + s BA and G the gradient of W', A's is s B'G and B's is s GA';
+    that of a token's row is the gradient of the embedding's row, from both its uses. The batch is
+    two conversations, with logits only where there is a label."""
     model = adapted(rslora=rslora)
     dense = merge_lora(copy.deepcopy(model))
-    real, at, targets = (
-        torch.arange(13),
-        torch.tensor([2, 3, 7, 9, 12]),
-        torch.tensor([258, 9, 257, 7, 7]),
-    )
+    at, labels = torch.tensor([2, 3, 7, 9, 12]), torch.tensor([258, 9, 257, 7, 7])
     for network in (model, dense):
-        nn.functional.cross_entropy(
-            network(IDS, at=at, real=real), targets, reduction="sum"
-        ).backward()
+        hidden = network(IDS.flatten()[:13], [8, 5], head=False)
+        logits = network.tok_emb.logits(hidden[at])
+        nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
     wanted = {name: p.grad for name, p in dense.named_parameters()}
     adapters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert len(adapters) == 2 * 4 * 2 + 1
     for layer in (name.removesuffix(".lora_a") for name in adapters if name.endswith("lora_a")):
-        a, b, g = (
-            adapters[f"{layer}.lora_a"],
-            adapters[f"{layer}.lora_b"],
-            wanted[f"{layer}.weight"],
-        )
+        a, b = adapters[f"{layer}.lora_a"], adapters[f"{layer}.lora_b"]
+        g = wanted[f"{layer}.weight"]
         assert_exact(a.grad, scale * b.T @ g)
         assert_exact(b.grad, scale * g @ a.T)
     assert_exact(adapters["tok_emb.lora_rows"].grad, wanted["tok_emb.weight"][list(ROWS)])
@@ -139,7 +141,8 @@ def test_gradients_are_those_worked_out_from_the_dense_weights(rslora: bool, sca
     ],
 )
 def test_targets_name_layers_whole_or_from_a_dot_on(targets: str, expected: str) -> None:
-    """Claim 16 and issue 2: by explicit name; each layer gets one adapter, however often it is named."""
+    """Claim 16 and issue 2: by explicit name; each layer gets one adapter, however often it is
+    named."""
     tree = nn.Module()
     for name in (
         f"blocks.{i}.{end}"
@@ -203,8 +206,8 @@ def test_adding_twice_raises_until_the_first_is_merged() -> None:
 def test_merging_equals_the_adapter(
     targets: tuple[str, ...], rslora: bool, token_ids: tuple[int, ...]
 ) -> None:
-    """Claim 17: for every target, the fused qkv included, and token rows; what comes out is a plain GPT whose weights
-    are W + s BA, and whose embedding is changed in those rows alone."""
+    """Claim 17: for every target, the fused qkv included, and token rows; what comes out is a plain
+    GPT whose weights are W + s BA, and whose embedding is changed in those rows alone."""
     model = adapted(targets=targets, rslora=rslora, token_ids=token_ids)
     ids, prompts, tensors = IDS % model.config.n_vocab, [[1, 7, 2], [7]], model.state_dict()
     before, greedy = model(ids), model.generate(prompts, 8)
@@ -252,11 +255,12 @@ def test_evaluation_and_forward_write_no_weight() -> None:
 
 
 def test_dropout_in_training_only(tmp_path: Path) -> None:
-    """Claims 16, 17: adapters put on a model in evaluation mode, from code or from a file, are in that mode as well."""
+    """Claims 16, 17: adapters put on a model in evaluation mode, from code or from a file, are in
+    that mode as well."""
     model = adapted(dropout=0.5)
     expected = merge_lora(copy.deepcopy(model))(IDS)
-    save_lora(model, tmp_path / "adapter.pt")
-    fresh, loaded = model(IDS), load_lora(make_model(), tmp_path / "adapter.pt")(IDS)
+    save(model, tmp_path / "adapter.pt")
+    fresh, loaded = model(IDS), attach(make_model(), tmp_path / "adapter.pt")(IDS)
     assert not torch.equal(model.train()(IDS), model(IDS))
     for logits in (model.eval()(IDS), fresh, loaded):
         assert_exact(logits, expected)
@@ -266,93 +270,122 @@ def test_dropout_in_training_only(tmp_path: Path) -> None:
 
 
 def test_the_file_holds_all_that_the_adapter_needs_and_nothing_of_the_base(tmp_path: Path) -> None:
-    """Claim 18: rank, alpha, targets, token rows and the fingerprint of the base as it was before its vocabulary
-    grew, as plain values; loaded, bit-identical, also from the checkpoint of a run."""
+    """Claim 18: rank, alpha, targets, token rows and the fingerprint of the base as it was before
+    its vocabulary grew, as plain values; put on the base, bit-identical, also from the checkpoint
+    of a run, which holds more."""
     settings = dict(
         rank=3, alpha=5.0, dropout=0.25, targets=("attn.qkv", "mlp.up"), token_ids=ROWS, rslora=True
     )
-    model, path, checkpoint = (
-        adapted(**settings).eval(),
-        tmp_path / "adapter.pt",
-        tmp_path / "checkpoint.pt",
-    )
-    save_lora(model, path)
+    model, path = adapted(**settings).eval(), tmp_path / "adapter.pt"
+    save(model, path)
     saved = torch.load(path, weights_only=True)
+    assert saved.keys() == {"lora", "adapter"}
     assert saved["lora"] == settings | {"fingerprint": fingerprint(make_model())}
-    names = {
-        f"blocks.{i}.{target}.lora_{ab}"
-        for i in (0, 1)
-        for target in settings["targets"]
-        for ab in "ab"
-    }
+    ends = [f"{target}.lora_{letter}" for target in settings["targets"] for letter in "ab"]
+    names = {f"blocks.{i}.{end}" for i in (0, 1) for end in ends}
     assert saved["adapter"].keys() == names | {"tok_emb.lora_rows"}
     assert saved["adapter"]["tok_emb.lora_rows"].shape == (3, 32)
-    save_checkpoint(checkpoint, adapter_state(model) | {"step": 3, "template": "chatml"})
-    for loaded in (load_lora(make_model(), file).eval() for file in (path, checkpoint)):
-        assert (
-            loaded.lora == model.lora
-            and loaded.config == model.config
-            and torch.equal(loaded(IDS), model(IDS))
-        )
-        assert {name for name, p in loaded.named_parameters() if p.requires_grad} == saved[
-            "adapter"
-        ].keys()
+    checkpoint = tmp_path / "checkpoint.pt"
+    save(model, checkpoint, step=3, template="chatml")
+    for loaded in (attach(make_model(), file).eval() for file in (path, checkpoint)):
+        assert loaded.lora == model.lora and loaded.config == model.config
+        assert torch.equal(loaded(IDS), model(IDS))
+        trained = {name for name, p in loaded.named_parameters() if p.requires_grad}
+        assert trained == saved["adapter"].keys()
 
 
 @pytest.mark.parametrize(
     "wrong", [nudged, grown, adapted, lambda: make_model(1), lambda: make_model().float()]
 )
 def test_a_wrong_base_is_refused_and_stays_as_it_was(wrong, tmp_path: Path) -> None:
-    """Claim 18: be it wrong by one bit, by its precision, by rows of its vocabulary, or by adapters that it has."""
-    save_lora(adapted(), tmp_path / "adapter.pt")
+    """Claim 18: be it wrong by one bit, by its precision, by rows of its vocabulary, or by adapters
+    that it has."""
+    save(adapted(), tmp_path / "adapter.pt")
     model = wrong()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(ValueError, match="adapter.pt was trained on another base|adapters already"):
-        load_lora(model, tmp_path / "adapter.pt")
+    with pytest.raises(
+        ValueError, match="the adapter was trained on another base|adapters already"
+    ):
+        attach(model, tmp_path / "adapter.pt")
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def run_of(base: Path) -> tuple[GPT, dict]:
+    """A model with adapters on a base's file, and what a run's checkpoint of it holds."""
+    model, tokenizer, meta = load_checkpoint(base)
+    adapted(merge_lora(model), token_ids=(7,), dropout=0.25)
+    run = {"base": {"path": str(base)}, "tokenizer": tokenizer.state(), "template": None}
+    run |= {"config": dataclasses.asdict(model.config), "stop": meta["stop"], "step": 3}
+    return model, run | adapter_state(model)
+
+
+def test_a_runs_model_is_put_together_from_its_base_and_its_adapter(
+    base: Path, tmp_path: Path
+) -> None:
+    """Claims 18, 20: its adapters stay apart, and those of its base, if that is such a run itself,
+    are merged first; a base that was written over is refused."""
+    for name in ("first.pt", "second.pt"):
+        model, run = run_of(base)
+        base = tmp_path / name
+        save_checkpoint(base, run)
+        loaded, tokenizer, meta = load_checkpoint(base)
+        assert torch.equal(loaded(IDS % 257), model(IDS % 257)) and loaded.lora == model.lora
+        assert tokenizer.n_vocab == 257 and meta["step"] == 3 and "adapter" not in meta
+    make_base(tmp_path / "base.pt", seed=1)
+    with pytest.raises(ValueError, match="second.pt.*first.pt.*trained on another base"):
+        load_checkpoint(base)
+
+
 @pytest.mark.parametrize(
-    "kind", ["full tuning", "list", "tensor", "empty", "text", "cut", "lacking", "too much"]
+    "kind",
+    "whole, full tuning, list, tensor, empty, text, cut, flipped, unchecked, lacking, too much, "
+    "no settings, no base, rank, ids".split(", "),
 )
-def test_a_file_that_is_no_whole_adapter_is_refused(kind: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_whole_adapter_is_refused(kind: str, base: Path, tmp_path: Path) -> None:
     """Claim 18 and issue 2: whatever it is, the error is a ValueError that names the file."""
-    path, state = tmp_path / "other.pt", adapter_state(adapted())
-    lacking, too_much = copy.deepcopy(state), copy.deepcopy(state)
-    lacking["adapter"].popitem()
-    too_much["adapter"]["blocks.7.mlp.up.lora_a"] = torch.zeros(3, 32)
-    contents = {
-        "full tuning": {"model": {}},
-        "list": [1],
-        "tensor": torch.zeros(3),
-        "lacking": lacking,
-    }
-    torch.save({**contents, "too much": too_much}.get(kind, state), path)
-    damaged = {
-        "empty": b"",
-        "text": b"plain text, no checkpoint\n",
-        "cut": path.read_bytes()[:-500],
-    }
-    path.write_bytes(damaged.get(kind, path.read_bytes()))
+    path, (_, run) = tmp_path / "other.pt", run_of(base)
+    content = {"full tuning": {"model": {}}, "list": [1], "tensor": torch.zeros(3)}.get(kind, run)
+    if kind == "lacking":
+        run["adapter"].popitem()
+    elif kind == "too much":
+        run["adapter"]["blocks.7.mlp.up.lora_a"] = torch.zeros(3, 32)
+    elif kind == "no settings":
+        del run["lora"]
+    elif kind == "no base":
+        del run["base"]
+    elif kind == "rank":
+        run["lora"]["rank"] = 10**9
+    elif kind == "ids":
+        run["lora"]["token_ids"] = [10**9]
+    save_checkpoint(path, content)
+    if kind == "unchecked":
+        torch.save(content, path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= kind == "flipped"
+    damaged = {"empty": b"", "text": b"plain text, no checkpoint\n", "cut": data[:-500]}
+    path.write_bytes(damaged.get(kind, data))
+    if kind == "whole":
+        load_checkpoint(path)
+        return
     with pytest.raises(ValueError, match="other.pt"):
-        load_lora(make_model(), path)
+        load_checkpoint(path)
 
 
 def fit(model: GPT, ids: list[int], answer: list[int], n_steps: int) -> None:
-    at = torch.arange(len(ids) - len(answer) - 1, len(ids) - 1)
+    ids, labels = torch.tensor(ids[:-1]), torch.tensor(answer)
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=0.01)
     for _ in range(n_steps):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(
-            model(torch.tensor([ids[:-1]]), at=at), torch.tensor(answer)
-        ).backward()
+        logits = model(ids, [len(ids)])[-len(answer) :]
+        nn.functional.cross_entropy(logits, labels).backward()
         optimizer.step()
 
 
 def test_a_stop_token_that_the_base_never_saw_is_learned(tmp_path: Path) -> None:
-    """Claim 18: from near nothing to above 0.9, the base untouched, so through adapters and rows alone. (Padded rows
-    start at the same mean: adapters alone could give a new token no more than its share among them, 1/63.)"""
+    """Claim 18: from near nothing to above 0.9, the base untouched, so through adapters and rows
+    alone. (Padded rows start at the same mean: adapters alone could give a new token no more than
+    its share among them, 1/63.)"""
     torch.manual_seed(0)
     text = list(b"3 apples and 2 plums, 5 plums and 2 apples, 4 kiwis.")
     base = GPT(GPTConfig(257, context_length=64, n_layer=2, n_head=2, n_embd=32))
@@ -364,11 +397,8 @@ def test_a_stop_token_that_the_base_never_saw_is_learned(tmp_path: Path) -> None
     assert model(ids)[0, -1].softmax(-1)[stop] < 0.001
     fit(model, prompt + answer, answer, 40)
     assert hashes(model) == before
-    save_lora(model, tmp_path / "adapter.pt")
-    for network in (
-        model,
-        load_lora(copy.deepcopy(base), tmp_path / "adapter.pt"),
-        merge_lora(copy.deepcopy(model)),
-    ):
+    save(model, tmp_path / "adapter.pt")
+    loaded = attach(copy.deepcopy(base), tmp_path / "adapter.pt")
+    for network in (model, loaded, merge_lora(copy.deepcopy(model))):
         assert network(ids)[0, -1].softmax(-1)[stop] > 0.9
         assert network.generate([prompt], 20, stop=[stop]) == [answer[:-1]]

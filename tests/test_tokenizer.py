@@ -1,4 +1,5 @@
-"""tokenizer.py: byte-pair encoding against a slow and obvious one, hostile text, files, streaming."""
+"""tokenizer.py: byte-pair encoding against a slow and obvious one, hostile text, files,
+streaming."""
 
 import json
 import os
@@ -34,7 +35,8 @@ def random_unicode(rng: random.Random, length: int) -> str:
 
 
 def slow_encode(piece: str, ranks: dict[bytes, int]) -> list[bytes]:
-    """Join the two neighbours of the lowest rank, the leftmost first, one at a time, until no two can be joined."""
+    """Join the two neighbours of the lowest rank, the leftmost first, one at a time, until no two
+    can be joined."""
     parts = [bytes([byte]) for byte in piece.encode("utf-8")]
     while joins := [
         (ranks[a + b], i) for i, (a, b) in enumerate(zip(parts, parts[1:])) if a + b in ranks
@@ -45,7 +47,8 @@ def slow_encode(piece: str, ranks: dict[bytes, int]) -> list[bytes]:
 
 
 def slow_train(texts: list[str], n_learned: int) -> dict[bytes, int]:
-    """Encode everything afresh each round; the most frequent bytes of two neighbours win, then byte order."""
+    """Encode everything afresh each round; the most frequent bytes of two neighbours win, then byte
+    order."""
     ranks = dict(BYTES)
     for _ in range(n_learned):
         encoded = [
@@ -61,9 +64,11 @@ def slow_train(texts: list[str], n_learned: int) -> dict[bytes, int]:
     "alphabet", ["ab", "aab ", "aabc", "abc 1'", "aé😀 ", "a\n  \t", "ll'ves "]
 )
 def test_training_and_encoding_equal_brute_force(alphabet: str) -> None:
-    """The ranks, and the encoding of unseen text, are those of a rank-by-rank merge, on hundreds of small texts.
+    """The ranks, and the encoding of unseen text, are those of a rank-by-rank merge, on hundreds of
+    small texts.
 
-    Tokens that two merges could give, `a`+`bc` and `ab`+`c`, are one token: its text encodes to it alone.
+    Tokens that two merges could give, `a`+`bc` and `ab`+`c`, are one token: its text encodes to it
+    alone.
     """
     rng = random.Random(alphabet)
     for trial in range(30):
@@ -106,7 +111,8 @@ def test_vocabulary_size_and_cuts() -> None:
 
 
 def test_any_text_and_any_bytes_round_trip(tokenizer: Tokenizer) -> None:
-    """Claim 3: `decode(encode(text)) == text` without a special id, for any Unicode and the special tokens' names."""
+    """Claim 3: `decode(encode(text)) == text` without a special id, for any Unicode and the special
+    tokens' names."""
     rng = random.Random(2)
     names = [END_OF_TEXT, "<|im_start|>", "<s>"]
     trained = train_bpe([random_unicode(rng, 300), " ".join(names) * 9], 600, names)
@@ -129,7 +135,8 @@ def test_any_text_and_any_bytes_round_trip(tokenizer: Tokenizer) -> None:
 
 
 def test_lone_surrogates_and_ids_outside_the_vocabulary_are_refused(tokenizer: Tokenizer) -> None:
-    """Claim 3: a clear error for lone surrogates, where tiktoken alone would replace them silently."""
+    """Claim 3: a clear error for lone surrogates, where tiktoken alone would replace them
+    silently."""
     for text in ("a\ud800b", "\udfff", "\ude00\ud83d"):
         with pytest.raises(ValueError, match="lone surrogate"):
             tokenizer.encode(text)
@@ -153,7 +160,8 @@ def test_streaming_shows_whole_characters_as_soon_as_they_are_whole(tokenizer: T
 @pytest.mark.parametrize("split", [SPLIT, GPT2_SPLIT], ids=["ours", "gpt2"])
 @pytest.mark.parametrize("char", ["a", " ", "\n", "7", "\t\n", "😀"])
 def test_a_megabyte_of_one_character(split: str, char: str) -> None:
-    """Neither quadratic nor fatal: tiktoken's own pattern overflows the stack on a megabyte of spaces and a word."""
+    """Neither quadratic nor fatal: tiktoken's own pattern overflows the stack on a megabyte of
+    spaces and a word."""
     ranks, start = train_bpe([letter * 64 for letter in "a \n"], 500).ranks, time.monotonic()
     tokenizer, run = Tokenizer(ranks, {}, split), char * (10**6 // len(char.encode()))
     for text in (run, run + "word", "word" + run + "!word"):

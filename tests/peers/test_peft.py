@@ -1,4 +1,5 @@
-"""LoRA against peft: the same A and B give the same outputs, gradients and merged weights; our adapters load there."""
+"""LoRA against peft: the same A and B give the same outputs, gradients and merged weights; our
+adapters load there."""
 
 import json
 from dataclasses import asdict
@@ -15,7 +16,7 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 import hf.__main__ as hf_main
 import sft
 from hf import weights
-from lora import adapter_state, add_lora, fingerprint
+from lora import adapter_state, add_lora
 from model import GPT
 from runtime.files import save_checkpoint
 from runtime.load import load_checkpoint
@@ -42,7 +43,6 @@ def lora_run(
         "tokenizer": tokenizer.state(),
     }
     save_checkpoint(path, content | {"template": None, "stop": [256], "step": 0, "args": {}})
-    origin = {"path": str(path), "fingerprint": fingerprint(base), "template": None}
     model = add_lora(base, **{"token_ids": (257, 258)} | settings)
     for name, parameter in model.named_parameters():
         if name.endswith(("lora_b", "lora_rows")):
@@ -52,7 +52,7 @@ def lora_run(
         "config": asdict(model.config),
         **adapter_state(model),
         "tokenizer": tokenizer.state(),
-        "base": origin,
+        "base": {"path": str(path), "template": None},
     }
     save_checkpoint(
         folder / "lora.pt", content | {"template": "chatml", "stop": [258], "step": 1, "args": {}}
@@ -138,7 +138,8 @@ def test_merged_weights_are_those_of_merge_and_unload(tmp_path, settings) -> Non
 
 @pytest.mark.parametrize("rslora", [False, True])
 def test_an_adapter_made_in_peft_computes_the_same_here(rslora, tmp_path) -> None:
-    """The other way round: A and B come from peft's own initialisation and its names for the settings."""
+    """The other way round: A and B come from peft's own initialisation and its names for the
+    settings."""
     base, _, _ = lora_run(tmp_path)
     hf_main.export(base, tmp_path / "base")
     config = LoraConfig(
@@ -164,24 +165,15 @@ def test_an_adapter_made_in_peft_computes_the_same_here(rslora, tmp_path) -> Non
 
 
 def test_peft_finds_a_base_of_its_own_format(tmp_path) -> None:
-    """A run from `--init DIR` names DIR, so that one line loads base, adapter and the rows of new tokens."""
+    """A run from `--init DIR` names DIR, so that one line loads base, adapter and the rows of new
+    tokens."""
     hf_main.export(make_base(tmp_path / "base.pt"), tmp_path / "base")
     data = write_jsonl(
         tmp_path / "data.jsonl", [conversation(f"question {i}", f"answer {i}") for i in range(40)]
     )
-    flags = [
-        "--data",
-        str(data),
-        "--steps",
-        "3",
-        "--lora-rank",
-        "2",
-        "--lr",
-        "0.05",
-        "--device",
-        "cpu",
-    ]
-    assert sft.main([*flags, "--init", str(tmp_path / "base"), "--out", str(tmp_path / "run")]) == 0
+    flags = f"--data {data} --steps 3 --lora-rank 2 --lr 0.05 --device cpu"
+    flags += f" --init {tmp_path}/base --out {tmp_path}/run"
+    assert sft.main(flags.split()) == 0
     hf_main.export(tmp_path / "run", tmp_path / "adapter", adapter=True)
     theirs = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
     ours, tokenizer, _ = load_checkpoint(tmp_path / "run")

@@ -1,4 +1,5 @@
-"""The model against transformers' GPT-2, with random weights: in and out, logits, generation, damaged files."""
+"""The model against transformers' GPT-2, with random weights: in and out, logits, generation,
+damaged files."""
 
 import json
 import math
@@ -32,7 +33,8 @@ SIZES = [  # vocabulary, positions, layers, heads, channels
 
 
 def their_model(sizes: tuple[int, ...] = SIZES[0], seed: int = 0, **settings) -> GPT2LMHeadModel:
-    """With large random weights, biases and norms too, so that nothing is hidden by being zero or one."""
+    """With large random weights, biases and norms too, so that nothing is hidden by being zero or
+    one."""
     torch.manual_seed(seed)
     names = ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd")
     model = GPT2LMHeadModel(
@@ -159,7 +161,8 @@ def test_what_comes_in_is_ours_alone(tmp_path) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_greedy_generation_is_theirs(tmp_path, seed) -> None:
-    """Token for token in float64; the stop token is known from generation_config.json. A ragged batch, too."""
+    """Token for token in float64; the stop token is known from generation_config.json. A ragged
+    batch, too."""
     ours, tokenizer = make_model(seed, context_length=128), byte_tokenizer()
     prompts = [random_ids(257, length, seed=seed + length).tolist() for length in (1, 7, 30)]
     free = ours.generate(prompts, 40)
@@ -181,7 +184,8 @@ def test_greedy_generation_is_theirs(tmp_path, seed) -> None:
 
 
 def test_rows_that_are_no_tokens_are_never_sampled(tmp_path) -> None:
-    """Claim 21: not by us, because they are masked; not by transformers, because they are left out."""
+    """Claim 21: not by us, because they are masked; not by transformers, because they are left
+    out."""
     ours, tokenizer = make_model(vocab_size=320, n_vocab=257), byte_tokenizer()
     ours.tok_emb.weight.data[257:] *= 100  # so that one of them is the likeliest nearly everywhere
     prompt = random_ids(257, 9).tolist()
@@ -208,8 +212,8 @@ def test_rows_beyond_the_tokenizer_are_padding(tmp_path) -> None:
 
 
 def test_the_vocabulary_grows_at_the_mean(tmp_path, gpt2_folder) -> None:
-    """GPT-2's 50,257 rows and two special tokens are padded to 50,304; new rows are the mean of the old, but for the
-    stop token's, which starts as the end of text."""
+    """GPT-2's 50,257 rows and two special tokens are padded to 50,304; new rows are the mean of the
+    old, but for the stop token's, which starts as the end of text."""
     config = sft.Config(init=str(gpt2_folder))
     model, tokenizer, base = sft.start_model(config)
     old = load_file(gpt2_folder / "model.safetensors")["transformer.wte.weight"]
@@ -245,7 +249,8 @@ def test_the_context_can_be_shortened_and_not_lengthened(tmp_path) -> None:
 
 
 def test_older_layouts(tmp_path) -> None:
-    """The files of the published models: without prefix, with the causal masks, or with the head once more."""
+    """The files of the published models: without prefix, with the causal masks, or with the head
+    once more."""
     theirs = their_model()
     GPT2Model.save_pretrained(theirs.transformer, tmp_path)
     tensors, path = load_file(tmp_path / "model.safetensors"), tmp_path / "model.safetensors"
@@ -291,7 +296,8 @@ def test_other_number_formats(tmp_path, dtype) -> None:
     ],
 )
 def test_what_transformers_saves_for_other_architectures_is_refused(tmp_path, settings) -> None:
-    """The keys in config.json are really those; and of each, the default is accepted (all other tests)."""
+    """The keys in config.json are really those; and of each, the default is accepted (all other
+    tests)."""
     their_model(**settings).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=next(iter(settings))):
         weights.load_gpt2(tmp_path)
@@ -412,7 +418,8 @@ def test_damaged_and_hostile_weights_are_refused(tmp_path, capsys, damage, reaso
     ],
 )
 def test_a_configuration_that_is_not_the_weights(tmp_path, settings, reason) -> None:
-    """It is compared before any memory is asked for: a million channels would be some 10**13 numbers."""
+    """It is compared before any memory is asked for: a million channels would be some 10**13
+    numbers."""
     their_model().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | settings))
@@ -477,8 +484,8 @@ def test_a_tokenizer_that_does_not_fit(tmp_path, monkeypatch) -> None:
 
 @pytest.fixture
 def gpt2_folder(tmp_path, monkeypatch) -> Path:
-    """What the download of a published model would bring, but with 16 channels; and in the place of GPT-2's vocabulary
-    one of as many tokens, of one byte or two."""
+    """What the download of a published model would bring, but with 16 channels; and in the place of
+    GPT-2's vocabulary one of as many tokens, of one byte or two."""
     ranks = {bytes([byte]): byte for byte in range(256)}
     ranks |= {bytes(divmod(i, 256)): 256 + i for i in range(50_000)}
     monkeypatch.setattr(
@@ -591,7 +598,8 @@ def test_a_tuned_published_model_goes_all_the_way(
 
 
 def test_the_loss_of_a_text_is_theirs(tmp_path, capsys) -> None:
-    """The README's check of the published models, on random weights: `hf.py loss` and three lines of transformers."""
+    """The README's check of the published models, on random weights: `python -m hf loss` and three
+    lines of transformers."""
     hf_main.export(make_base(tmp_path / "base.pt"), tmp_path / "out")
     (tmp_path / "text").write_text("Once upon a time there was a test. " * 20, encoding="utf-8")
     theirs, tokenizer = (
