@@ -1,4 +1,5 @@
-"""checkpoint.py: a save that may be cut off anywhere, damage that is noticed, nothing that is executed."""
+"""runtime/files.py and runtime/load.py: a save that may be cut off anywhere, damage that is
+noticed, nothing that is executed."""
 
 import errno
 import os
@@ -11,50 +12,33 @@ import pytest
 import torch
 
 from runtime import files
-from runtime.files import is_whole, lock, make_numbered_folder, open_folder, save_checkpoint
-from runtime.load import load_checkpoint, read_checkpoint
+from runtime.files import is_whole, lock, open_folder, save_checkpoint
+from runtime.load import load_checkpoint, read_checkpoint, read_run
+from sft import Config
 
 
 def run_folder(path: Path, steps: tuple[int, ...] = (1, 2)) -> Path:
     path.mkdir()
     for step in steps:
-        save_checkpoint(
-            path / f"checkpoint-{step:07d}.pt",
-            {"step": step, "model": {"w": torch.arange(500.0) * step}},
-        )
+        content = {"step": step, "model": {"w": torch.arange(500.0) * step}}
+        save_checkpoint(path / f"checkpoint-{step:07d}.pt", content)
     return path
 
 
 def damages(data: bytes) -> list[bytes]:
     """Cut off, flipped, lengthened, emptied."""
     draw = random.Random(0)
-    cuts = [
-        0,
-        1,
-        73,
-        74,
-        len(data) - 74,
-        len(data) - 73,
-        len(data) - 1,
-        *(draw.randrange(len(data)) for _ in range(9)),
-    ]
-    flips = [
-        0,
-        len(data) - 75,
-        len(data) - 70,
-        len(data) - 1,
-        *(draw.randrange(len(data)) for _ in range(30)),
-    ]
-    flipped = [data[:i] + bytes([data[i] ^ 1 << draw.randrange(8)]) + data[i + 1 :] for i in flips]
-    return (
-        [data[:cut] for cut in cuts]
-        + flipped
-        + [data + b"\n", data + data, bytes(len(data)), data[1:]]
-    )
+    n = len(data)
+    cuts = [0, 1, 73, 74, n - 74, n - 73, n - 1, *(draw.randrange(n) for _ in range(9))]
+    flips = [0, n - 75, n - 70, n - 1, *(draw.randrange(n) for _ in range(30))]
+    damaged = [data[:cut] for cut in cuts]
+    damaged += [data[:i] + bytes([data[i] ^ 1 << draw.randrange(8)]) + data[i + 1 :] for i in flips]
+    return damaged + [data + b"\n", data + data, bytes(n), data[1:]]
 
 
 def test_a_damaged_file_is_refused_and_the_one_before_is_used(tmp_path: Path, capsys):
-    """Claim 19: whatever happened to the newest file, its own checksum notices, and a folder falls back."""
+    """Claim 19: whatever happened to the newest file, its own checksum notices, and a folder falls
+    back."""
     folder = run_folder(tmp_path / "run")
     newest, before = folder / "checkpoint-0000002.pt", folder / "checkpoint-0000001.pt"
     assert read_checkpoint(folder)["step"] == 2
@@ -74,7 +58,8 @@ def test_a_damaged_file_is_refused_and_the_one_before_is_used(tmp_path: Path, ca
 
 
 def test_a_bad_sector_is_damage(tmp_path: Path, monkeypatch, capsys):
-    """Claim 19: a disk that gives an error instead of the bytes; any other error is told as it is."""
+    """Claim 19: a disk that gives an error instead of the bytes; any other error is told as it
+    is."""
     folder = run_folder(tmp_path / "run")
     code = errno.EIO
 
@@ -103,7 +88,8 @@ def test_a_bad_sector_is_damage(tmp_path: Path, monkeypatch, capsys):
 
 
 def test_a_folder_belongs_to_one_process_at_a_time(tmp_path: Path):
-    """Claim 19: whoever resumes a run that is still going, or overwrites it, is sent away, and nothing is removed."""
+    """Claim 19: whoever resumes a run that is still going, or overwrites it, is sent away, and
+    nothing is removed."""
     folder = run_folder(tmp_path / "run")
     before = {path: path.read_bytes() for path in folder.iterdir()}
     (tmp_path / "base.pt").touch()
@@ -116,17 +102,20 @@ def test_a_folder_belongs_to_one_process_at_a_time(tmp_path: Path):
     assert open_folder(**overwriting) == folder and not list(folder.iterdir())
 
 
-def test_runs_that_start_together_get_a_folder_each(tmp_path: Path):
-    (tmp_path / "run-2").touch()
+def test_runs_that_start_together_get_a_folder_each(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("out").mkdir()
+    Path("out/run-2").touch()
     with ThreadPoolExecutor(8) as pool:
-        folders = list(pool.map(make_numbered_folder, [str(tmp_path / "run")] * 40))
-    assert sorted(map(str, folders)) == sorted(
-        str(tmp_path / f"run-{n}") for n in (1, *range(3, 42))
-    )
+        asked = [pool.submit(open_folder, None, "run", False, tmp_path) for _ in range(40)]
+        folders = [each.result() for each in asked]
+    expected = {Path(f"out/run-{n}") for n in (1, *range(3, 42))}
+    assert set(folders) == expected and len(folders) == 40
 
 
 def test_a_save_that_is_cut_off_leaves_the_earlier_file(tmp_path: Path, monkeypatch):
-    """Claim 19: written beside, synced, then renamed; a failure at any of these steps loses nothing."""
+    """Claim 19: written beside, synced, then renamed; a failure at any of these steps loses
+    nothing."""
     folder = run_folder(tmp_path / "run")
     path, earlier, calls = folder / "checkpoint-0000002.pt", read_checkpoint(folder), []
     for module, name in ((torch, "save"), (os, "fsync"), (os, "replace")):
@@ -141,13 +130,9 @@ def test_a_save_that_is_cut_off_leaves_the_earlier_file(tmp_path: Path, monkeypa
             patch.setattr(module, name, cut_off)
             with pytest.raises(OSError, match=name):
                 save_checkpoint(path, {"step": 3})
-        assert sorted(file.name for file in folder.iterdir()) == [
-            "checkpoint-0000001.pt",
-            path.name,
-        ]
-        assert is_whole(path) and torch.equal(
-            read_checkpoint(folder)["model"]["w"], earlier["model"]["w"]
-        )
+        names = sorted(file.name for file in folder.iterdir())
+        assert names == ["checkpoint-0000001.pt", path.name] and is_whole(path)
+        assert torch.equal(read_checkpoint(folder)["model"]["w"], earlier["model"]["w"])
 
         def noted(*arguments, name=name, genuine=genuine):
             calls.append(name)
@@ -178,9 +163,8 @@ def test_a_pickled_object_is_refused_and_not_executed(tmp_path: Path):
     save_checkpoint(path, {"model": {}, "tokenizer": Bomb(crater)})
     old_format = tmp_path / "old.pt"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            torch, "save", lambda content, to: to.write(pickle.dumps(content, protocol=2))
-        )
+        old_save = lambda content, to: to.write(pickle.dumps(content, protocol=2))  # noqa: E731
+        patch.setattr(torch, "save", old_save)
         save_checkpoint(old_format, {"tokenizer": Bomb(crater)})
     for file in (path, old_format):
         assert is_whole(file)
@@ -197,20 +181,16 @@ def test_a_file_of_another_kind_is_an_error(base: Path, tmp_path: Path):
     weights = content["model"]
     first = next(iter(weights))
     wrong = [{}, [1], "text", torch.ones(2), {"model": weights}]
-    wrong += [
-        {key: value for key, value in content.items() if key != gone}
-        for gone in ("config", "model", "tokenizer")
-    ]
-    models = [
-        {k: v for k, v in weights.items() if k != first},
-        weights | {"more": torch.ones(1)},
-        [1],
-        None,
-    ]
-    models += [weights | {first: weights[first][:-1]}, weights | {first: "text"}]
-    wrong += [content | {"model": model} for model in models] + [
-        content | {"tokenizer": {"tokens": []}}
-    ]
+    for gone in ("config", "model", "tokenizer", "template"):
+        wrong.append({key: value for key, value in content.items() if key != gone})
+    models = [{k: v for k, v in weights.items() if k != first}, [1], None]
+    models += [weights | {"more": torch.ones(1)}, weights | {first: weights[first][:-1]}]
+    models += [weights | {first: "text"}, weights | {first: weights[first].long()}]
+    wrong += [content | {"model": model} for model in models]
+    wrong += [content | {"tokenizer": {"tokens": []}}, content | {"template": "unknown"}]
+    config = content["config"]
+    for size in ({"n_layer": 3}, {"n_layer": 10**6}, {"n_embd": 64}, {"n_head": 2.0}, {"n": 1}):
+        wrong.append(content | {"config": config | size})
     for i, other in enumerate(wrong):
         save_checkpoint(tmp_path / f"{i}.pt", other)
         with pytest.raises(ValueError, match=f"{i}.pt: not a checkpoint"):
@@ -227,9 +207,10 @@ def test_half_precision_is_loaded_in_full(base: Path, tmp_path: Path):
         assert tensor.dtype == torch.float32 and torch.equal(tensor, content["model"][name].float())
 
 
-@pytest.mark.parametrize(
-    "way", ["tokenizer tokens", "stop", "args lr", "lora token_ids", "template", "base path"]
-)
+WAYS = ["tokenizer tokens", "stop", "args lr", "lora token_ids", "template", "base path"]
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_tensors_stand_only_where_weights_are(tmp_path: Path, way: str):
     """Claim 20: a loop over this one, of 4 bytes in its file, would make a million tensors."""
     content = {"model": {}, "tokenizer": {}, "base": {}, "args": {}, "lora": {}}
@@ -239,3 +220,25 @@ def test_tensors_stand_only_where_weights_are(tmp_path: Path, way: str):
     save_checkpoint(tmp_path / "hostile.pt", content)
     with pytest.raises(ValueError, match="hostile.pt: not a checkpoint of sft.py"):
         read_checkpoint(tmp_path / "hostile.pt")
+
+
+def test_a_run_to_go_on_with_needs_all_its_parts(tmp_path: Path):
+    """Claim 20: told in one line before anything else is done. A folder is asked for, since a run's
+    log and other checkpoints lie beside the newest one."""
+    content = {"step": 2, "args": {}, "data_digest": "", "optimizer": {}}
+    content["base"] = {"path": "base.pt", "template": None}
+    path = tmp_path / "run/checkpoint-0000002.pt"
+    path.parent.mkdir()
+    save_checkpoint(path, content)
+    expected = content | {"file": str(path), "args": Config()}
+    assert read_run(str(path.parent), Config) == expected
+    with pytest.raises(ValueError, match="--resume takes a run's folder"):
+        read_run(str(path), Config)
+    wrong = [{key: content[key] for key in content if key != gone} for gone in content]
+    wrong += [content | {"step": step} for step in ("2", 2.5, 0, -1, None, True, [2])]
+    wrong += [content | {"args": args} for args in (None, {"more": 1}, {"lr": "1"}, {"seed": -1})]
+    wrong += [content | {"base": base} for base in ({}, {"path": "base.pt"}, None, "base.pt")]
+    for other in wrong:
+        save_checkpoint(path, other)
+        with pytest.raises(ValueError, match=f"{path}: no checkpoint of a run"):
+            read_run(str(path.parent), Config)

@@ -1,6 +1,8 @@
-"""distributed.py: several processes are one, with weights in one piece or in shards; and they stop and fail together.
+"""runtime/distributed.py: several processes are one, with weights in one piece or in shards; and
+they stop and fail together.
 
-Most runs here are forks that find one another as torchrun's processes do; the last tests use torchrun itself.
+Most runs here are forks that find one another as torchrun's processes do; the last tests use
+torchrun itself.
 """
 
 import csv
@@ -22,12 +24,12 @@ from runtime import distributed
 from runtime.files import checkpoints_in, is_whole
 from runtime.load import load_checkpoint, read_checkpoint
 
-# Of these, one step holds a single long conversation, so that the other process has none; shares are ragged.
+# Of these, one step holds a single long conversation, so that the other process has none; shares
+# are ragged.
 LENGTHS = (1, 4, 9, 80, 2, 7, 5, 30, 3, 6, 8)
-RUN = "--data uneven.jsonl --val-data held-out.jsonl --init base.pt --batch-tokens 104 --micro-batch-tokens 60 "
-RUN += (
-    "--epochs 2 --device cpu --save-every 1 --keep-checkpoints 99 --grad-clip 0 --weight-decay 0.1"
-)
+RUN = "--data uneven.jsonl --val-data held-out.jsonl --init base.pt --batch-tokens 104 "
+RUN += "--micro-batch-tokens 60 --epochs 2 --device cpu --save-every 1 --keep-checkpoints 99 "
+RUN += "--grad-clip 0 --weight-decay 0.1"
 LORA = " --lora-rank 3 --lora-alpha 5"
 PATIENCE = 300  # seconds after which something hangs
 
@@ -36,7 +38,8 @@ PATIENCE = 300  # seconds after which something hangs
 def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("distributed")
     make_base(folder / "base.pt")
-    # of 5 rows in two shards one process has 3 and the other 2; of a matrix with one row, one has nothing
+    # of 5 rows in two shards one process has 3 and the other 2; of a matrix with one row, one has
+    # nothing
     make_base(folder / "odd.pt", vocab_size=261, context_length=107, n_layer=1, n_head=1, n_embd=5)
     write_jsonl(folder / "uneven.jsonl", [conversation("q", "a" * n) for n in LENGTHS])
     write_jsonl(
@@ -74,8 +77,9 @@ def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def assert_equal(one: Path, other: Path, tolerance: float) -> None:
-    """Logs and checkpoints, step by step. The optimiser's mean after the first step is a tenth of the gradient, and is
-    not forgiving of a wrong factor, as Adam's steps are; nor is the norm in the log."""
+    """Logs and checkpoints, step by step. The optimiser's mean after the first step is a tenth of
+    the gradient, and is not forgiving of a wrong factor, as Adam's steps are; nor is the norm in
+    the log."""
     for row, other_row in zip(log_rows(one), log_rows(other), strict=True):
         for column in row:
             found, expected = float(other_row[column] or -1), float(row[column] or -1)
@@ -103,9 +107,9 @@ def assert_equal(one: Path, other: Path, tolerance: float) -> None:
 @pytest.mark.parametrize("sharded", ["", " --fsdp"], ids=["whole", "fsdp"])
 @pytest.mark.parametrize("kind", ["base", "base" + LORA, "odd"])
 def test_processes_are_one(zygote, place: Path, kind: str, sharded: str):
-    """Claim 10: losses, gradients, weights and the optimiser's state of two processes are those of a single one, in
-    float64 up to 1e-12 of the norm; with ragged shares, with a process that has nothing to do, with shards of unequal
-    size; and what is saved is the same kind of file."""
+    """Claim 10: losses, gradients, weights and the optimiser's state of two processes are those of
+    a single one, in float64 up to 1e-12 of the norm; with ragged shares, with a process that has
+    nothing to do, with shards of unequal size; and what is saved is the same kind of file."""
     init, _, more = kind.partition(" ")
     options, name = (
         f"{RUN} --init {init}.pt {more} --dtype float64",
@@ -122,8 +126,9 @@ def test_processes_are_one(zygote, place: Path, kind: str, sharded: str):
 
 @pytest.mark.parametrize("sharded", ["", " --fsdp"], ids=["whole", "fsdp"])
 def test_in_single_precision(zygote, place: Path, sharded: str):
-    """Claim 10: in float32, 1e-5 of the norm for the first step's gradient, which would be thrice itself if a mean came
-    out as a sum; and 1e-3 for losses, weights and the optimiser's state over all steps, with three processes."""
+    """Claim 10: in float32, 1e-5 of the norm for the first step's gradient, which would be thrice
+    itself if a mean came out as a sum; and 1e-3 for losses, weights and the optimiser's state over
+    all steps, with three processes."""
     one = run(zygote, place, RUN + f" --dtype float32 --out single-one{sharded.strip()}", 1)
     three = run(
         zygote, place, RUN + f" --dtype float32 {sharded} --out single-three{sharded.strip()}", 3
@@ -138,7 +143,8 @@ def test_in_single_precision(zygote, place: Path, sharded: str):
 
 @pytest.mark.parametrize("kind", ["", LORA], ids=["weights", "LoRA"])
 def test_resuming_with_another_number_of_processes(zygote, place: Path, kind: str):
-    """Claims 10, 19: 2, 1, 2 sharded, 3 processes, a step or two each, end where one process ends, up to rounding."""
+    """Claims 10, 19: 2, 1, 2 sharded, 3 processes, a step or two each, end where one process ends,
+    up to rounding."""
     name = "resumed" + kind.replace(" ", "")
     whole = run(zygote, place, RUN + f" --dtype float64 {kind} --out whole-{name}", 1)
     total = len(log_rows(whole))
@@ -164,29 +170,32 @@ def test_resuming_with_another_number_of_processes(zygote, place: Path, kind: st
 SHARES = """
 import os, torch
 from runtime import distributed
-from runtime.adamw import AdamW
 from conftest import make_model
 
-distributed.connect()
-model = make_model(dtype=torch.float32)
-whole = {name: parameter.shape[0] for name, parameter in model.named_parameters()}
-distributed.shard(model, "cpu")
-groups = [{"params": list(model.parameters()), "lr": 0.1, "weight_decay": 0.1}]
-optimizer = AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
-model(torch.arange(20).view(2, 10)).sum().backward()
-optimizer.step()
-for name, parameter in model.named_parameters():
-    states = [value for value in optimizer.state[parameter].values() if value.dim()]
-    assert len(states) == 2
-    for tensor in (parameter, parameter.grad, *states):
-        assert len(tensor.to_local()) in (whole[name] // 2, -(-whole[name] // 2)), name
-distributed.leave_together()
+def check() -> None:
+    model = make_model(dtype=torch.float32)
+    whole = {name: parameter.shape[0] for name, parameter in model.named_parameters()}
+    distributed.shard(model, "cpu")
+    groups = [{"params": list(model.parameters()), "lr": 0.1, "weight_decay": 0.1}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, fused=True)
+    model(torch.arange(20).view(2, 10)).sum().backward()
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        states = [value for value in optimizer.state[parameter].values() if value.dim()]
+        assert len(states) == 2
+        for tensor in (parameter, parameter.grad, *states):
+            assert len(tensor.to_local()) in (whole[name] // 2, -(-whole[name] // 2)), name
+
+
+with distributed.together():
+    check()
 os._exit(0)  # as sft.py does, and why stands there
 """
 
 
 def test_a_shard_is_a_part(tmp_path: Path):
-    """With --fsdp each of two processes holds half of every weight, gradient and optimiser state, or a row more."""
+    """With --fsdp each of two processes holds half of every weight, gradient and optimiser state,
+    or a row more."""
     (tmp_path / "shares.py").write_text(SHARES)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     ended = subprocess.run(
@@ -196,7 +205,8 @@ def test_a_shard_is_a_part(tmp_path: Path):
 
 
 def test_gradients_travel_in_few_messages(monkeypatch):
-    """One message a parameter would be mostly waiting; one for all would need the memory of all gradients again."""
+    """One message a parameter would be mostly waiting; one for all would need the memory of all
+    gradients again."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(distributed, "BUCKET", 100)
     messages: list[int] = []
@@ -211,7 +221,7 @@ def test_gradients_travel_in_few_messages(monkeypatch):
     for parameter in parameters:
         parameter.grad = torch.randn(parameter.shape)
     expected = [2 * parameter.grad for parameter in parameters]
-    distributed.sum_gradients(parameters)
+    distributed.all_reduce_gradients(parameters)
     assert messages == [104, 101, 100, 500, 4] and sum(messages) == sum(
         map(torch.numel, parameters)
     )
@@ -224,8 +234,8 @@ def test_gradients_travel_in_few_messages(monkeypatch):
 @pytest.mark.parametrize("sharded", ["", " --fsdp"], ids=["whole", "fsdp"])
 @pytest.mark.parametrize("hit", [0, 1])
 def test_a_signal_to_one_stops_all(zygote, place: Path, hit: int, sharded: str):
-    """Claim 19: whichever process is told, all of them stop after the same step, one of them saves, and the run goes on
-    to the end that it would have had."""
+    """Claim 19: whichever process is told, all of them stop after the same step, one of them saves,
+    and the run goes on to the end that it would have had."""
     name = f"told-{hit}{sharded.strip()}"
     arguments = RUN + f" --dtype float64 --steps 12{sharded} --out "
     whole = run(zygote, place, arguments + f"whole-{name}", 2)
@@ -246,8 +256,8 @@ def test_a_signal_to_one_stops_all(zygote, place: Path, hit: int, sharded: str):
 
 @pytest.mark.parametrize("sharded", ["", " --fsdp"], ids=["whole", "fsdp"])
 def test_one_killed_ends_all(zygote, place: Path, sharded: str, counts: Counter, request):
-    """Claim 19: SIGKILL to either process at any line: the other one does not wait for it but ends with one line, and
-    the run can go on to the same end."""
+    """Claim 19: SIGKILL to either process at any line: the other one does not wait for it but ends
+    with one line, and the run can go on to the same end."""
     draw, arguments = random.Random(5), RUN + f" --dtype float64{sharded} --out "
     whole = run(zygote, place, arguments + "whole-killed" + sharded.strip(), 2)
     lines = zygote.run(place, arguments + "counted" + sharded.strip(), {"signal": 0, "rank": 1}, 2)[
@@ -305,19 +315,20 @@ def test_fsdp_is_for_several_processes(place: Path, monkeypatch, capsys):
 
 
 def test_every_process_needs_a_device_of_its_own(monkeypatch):
-    """Two processes on a machine with one GPU are refused; on one of Apple's they use the CPU, where they can talk."""
+    """Two processes on a machine with one GPU are refused; on one of Apple's they use the CPU,
+    where they can talk."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for name, value in (("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="fewer GPUs than processes"):
-        sft.choose_device(sft.Config())
-    assert sft.choose_device(sft.Config(device="cpu"))[0] == "cpu"
+        distributed.choose_device("auto", "auto")
+    assert distributed.choose_device("cpu", "auto")[0] == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert sft.choose_device(sft.Config())[0] == "cpu"
+    assert distributed.choose_device("auto", "auto")[0] == "cpu"
     monkeypatch.delenv("WORLD_SIZE")
-    assert sft.choose_device(sft.Config())[0] == "mps"
+    assert distributed.choose_device("auto", "auto")[0] == "mps"
 
 
 # torchrun itself
@@ -349,8 +360,8 @@ def start_torchrun(place: Path, out: str) -> subprocess.Popen:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_torchrun_is_stopped_as_a_cloud_machine_is(place: Path, number: int):
-    """SIGTERM to the launcher, or Ctrl-C in its terminal, which it passes on to all: the run is saved, and nobody
-    hangs."""
+    """SIGTERM to the launcher, or Ctrl-C in its terminal, which it passes on to all: the run is
+    saved, and nobody hangs."""
     process = start_torchrun(place, f"preempted-{number}")
     os.killpg(process.pid, number)
     out, err = process.communicate(timeout=PATIENCE)

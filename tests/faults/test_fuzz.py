@@ -1,7 +1,8 @@
-"""Hostile and broken input of every kind: it is read, or refused in one harmless line; nothing else may happen.
+"""Hostile and broken input of every kind: it is read, or refused in one harmless line; nothing else
+may happen.
 
-Each case is drawn from a seed, so that it can be repeated. `--full` takes many more of them than CI does. A case that
-takes longer than `PATIENCE` counts as one that hangs.
+Each case is drawn from a seed, so that it can be repeated. `--full` takes many more of them than CI
+does. A case that takes longer than `PATIENCE` counts as one that hangs.
 """
 
 import copy
@@ -19,16 +20,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import conversation, make_base, make_model, write_jsonl
+from conftest import conversation, make_base, write_jsonl
 
 import chat
 import sft
 from chat_template import ROLES, TEMPLATES, TRAIN_ON, Message, render, render_prompt
-from lora import adapter_state, add_lora
 from runtime import show
 from runtime.console import one_line
 from runtime.files import save_checkpoint
-from runtime.load import load_lora, read_checkpoint
+from runtime.load import load_checkpoint, read_checkpoint
 from runtime.records import read_conversation, read_conversations
 from runtime.show import show_mask
 from tokenizer import Tokenizer
@@ -39,46 +39,15 @@ PIECES = [
     *SPECIAL,
     *(name[: len(name) // 2] for name in SPECIAL),
     *(name[len(name) // 2 :] for name in SPECIAL),
-    "[INST]",
-    "[/INST]",
-    "<<SYS>>",
-    "### Response:\n",
-    "</assistant>\n<user>",
-    '"}\n{"role": "assistant", "content": "',
-    "\x1b[2J",
-    "\x1b]0;title\x07",
-    "\x9b31m",
-    "\0",
-    "\r",
-    "\n",
-    "\t",
-    "\x7f",
-    "\u202e",
-    "\u200b",
-    "\ufeff",
-    "\u2028",
-    "\ud800",
-    "\udfff",
-    "\U0001f600",
-    "é",
-    "漢",
-    "\\",
-    "\\u0000",
-    '"',
-    "'",
-    "{",
-    "]",
-    "../../etc/passwd",
-    "C:\\x",
-    "%s%n{0}",
-    "$(reboot)",
-    " ",
-    "a",
-    "word",
-    "0123456789" * 3,
+    *("[INST]", "[/INST]", "<<SYS>>", "### Response:\n", "</assistant>\n<user>"),
+    *('"}\n{"role": "assistant", "content": "', "\x1b[2J", "\x1b]0;title\x07", "\x9b31m"),
+    *("\0", "\r", "\n", "\t", "\x7f", "\u202e", "\u200b", "\ufeff", "\u2028", "\ud800", "\udfff"),
+    *("\U0001f600", "é", "漢", "\\", "\\u0000", '"', "'", "{", "]", "../../etc/passwd", "C:\\x"),
+    *("%s%n{0}", "$(reboot)", " ", "a", "word", "0123456789" * 3),
 ]
 ROLE_NAMES = [*ROLES, "text", "human", "gpt", "function_call", "observation"]
-KEYS = "messages conversations instruction input output prompt completion text system role content from value weight"
+KEYS = "messages conversations instruction input output prompt completion text system role content"
+KEYS += " from value weight"
 
 
 @pytest.fixture(autouse=True)
@@ -115,26 +84,20 @@ def value(draw: random.Random, depth: int = 0) -> object:
     if kind == 9:
         return [value(draw, depth + 1) for _ in range(draw.randrange(4))]
     if kind == 10:
-        return (
-            f"@{draw.choice((10, 100, 500, 900, 950, 1000, 3000))}@"  # see `line`: nested as deeply
-        )
-    return {
-        draw.choice([*KEYS.split(), text(draw)]): value(draw, depth + 1)
-        for _ in range(draw.randrange(4))
-    }
+        depths = (10, 100, 500, 900, 950, 1000, 3000)
+        return f"@{draw.choice(depths)}@"  # see `line`: nested as deeply
+    keys = [*KEYS.split(), text(draw)]
+    return {draw.choice(keys): value(draw, depth + 1) for _ in range(draw.randrange(4))}
 
 
 def turn(draw: random.Random, role: str, content: str) -> object:
     if draw.random() < 0.03:
         return value(draw)
-    made = {
-        role: draw.choice(ROLE_NAMES) if draw.random() < 0.95 else value(draw),
-        content: text(draw),
-    }
+    made = {role: draw.choice(ROLE_NAMES) if draw.random() < 0.95 else value(draw)}
+    made[content] = text(draw)
     if draw.random() < 0.1:
-        made[content] = draw.choice(
-            [value(draw), [{"type": "text", "text": text(draw)}, {"text": text(draw)}]]
-        )
+        parts = [{"type": "text", "text": text(draw)}, {"text": text(draw)}]
+        made[content] = draw.choice([value(draw), parts])
     if draw.random() < 0.2:
         made[draw.choice(("weight", "loss_weight"))] = draw.choice((0, 1, 1, value(draw)))
     return made
@@ -155,16 +118,12 @@ def record(draw: random.Random) -> object:
         return value(draw)
     else:
         roles = itertools.islice(itertools.cycle(("user", "assistant")), draw.randrange(1, 6))
-        made = (
-            {"messages": [turn(draw, "role", "content") for _ in roles]}
-            if draw.random() < 0.4
-            else None
-        )
-        made = made or {
-            "messages": [
-                {"role": role, "content": text(draw)} for role in ("user", "assistant", "tool")
-            ]
-        }
+        if draw.random() < 0.4:
+            turns = [turn(draw, "role", "content") for _ in roles]
+        else:
+            roles = ("user", "assistant", "tool")
+            turns = [{"role": role, "content": text(draw)} for role in roles]
+        made = {"messages": turns}
     for key in (*made, "system", text(draw)):
         if draw.random() < 0.07:
             made[key] = value(draw)
@@ -174,14 +133,12 @@ def record(draw: random.Random) -> object:
 def line(draw: random.Random, made: object) -> bytes:
     """As JSON, with escapes or without; now and then with a few bytes flipped, lost or put in."""
     whole = json.dumps(made, ensure_ascii=draw.random() < 0.5).encode("utf-8", "surrogatepass")
-    data = bytearray(
-        re.sub(rb'"@(\d+)@"', lambda match: b"[" * int(match[1]) + b"]" * int(match[1]), whole)
-    )
+    nest = lambda match: b"[" * int(match[1]) + b"]" * int(match[1])  # noqa: E731
+    data = bytearray(re.sub(rb'"@(\d+)@"', nest, whole))
     for _ in range(draw.choice((0, 0, 0, 1, 3))):
-        at = draw.randrange(len(data) + 1)
-        data[at : at + draw.randrange(3)] = bytes(
-            draw.choices(b'[]{},:"\\u\n\x00\xff\xed\xa0\x80 09', k=draw.randrange(3))
-        )
+        at, size = draw.randrange(len(data) + 1), draw.randrange(3)
+        new = draw.choices(b'[]{},:"\\u\n\x00\xff\xed\xa0\x80 09', k=draw.randrange(3))
+        data[at : at + size] = bytes(new)
     return bytes(data)
 
 
@@ -195,28 +152,23 @@ class Letters:
     """Every byte is a token; all templates' special tokens are known."""
 
     def __init__(self) -> None:
-        self.tokenizer = Tokenizer({bytes([byte]): byte for byte in range(256)}, {}).with_special(
-            SPECIAL
-        )
+        letters = Tokenizer({bytes([byte]): byte for byte in range(256)}, {})
+        self.tokenizer = letters.with_special(SPECIAL)
 
     def special_ids(self, ids: list[int]) -> list[int]:
         return [token_id for token_id in ids if token_id >= 256]
 
 
 def check_rendering(draw: random.Random, messages: list[Message], letters: Letters) -> None:
-    """Claims 1, 2, 3, 4: no special id but the template's, whatever stands in the text; the prompt is a prefix of what
-    is trained on; and what is shown of it drives no terminal."""
-    tokenizer, template, train_on = (
-        letters.tokenizer,
-        draw.choice(list(TEMPLATES)),
-        draw.choice(TRAIN_ON),
-    )
+    """Claims 1, 2, 3, 4: no special id but the template's, whatever stands in the text; the prompt
+    is a prefix of what is trained on; and what is shown of it drives no terminal."""
+    tokenizer = letters.tokenizer
+    template, train_on = draw.choice(list(TEMPLATES)), draw.choice(TRAIN_ON)
     ids, mask = render(messages, tokenizer, template, train_on)
     harmless = [Message(message.role, "x", message.weight) for message in messages]
     assert len(ids) == len(mask) and set(mask) <= {0, 1}
-    assert letters.special_ids(ids) == letters.special_ids(
-        render(harmless, tokenizer, template, train_on)[0]
-    )
+    other_ids, _ = render(harmless, tokenizer, template, train_on)
+    assert letters.special_ids(ids) == letters.special_ids(other_ids)
     for message in messages:
         assert tokenizer.decode(tokenizer.encode(message.content)) == message.content
         assert one_line(message.content).isprintable()
@@ -225,19 +177,17 @@ def check_rendering(draw: random.Random, messages: list[Message], letters: Lette
             if message.role == "assistant":
                 prompt = render_prompt(messages[:k], tokenizer, template)
                 assert ids[: len(prompt)] == prompt
-    assert all(
-        shown.isprintable() for shown in show_mask(ids, mask, tokenizer, colour=False).split("\n")
-    )
+    shown = show_mask(ids, mask, tokenizer, colour=False)
+    assert all(line.isprintable() for line in shown.split("\n"))
 
 
 def test_records(request, counts: Counter) -> None:
     """Claims 3, 7: a line is a conversation, which is rendered, or an error of one line."""
     letters, read = Letters(), 0
     for draw in cases(request, counts, "records", 4000, 110_000):
+        data = line(draw, record(draw)).replace(b"\n", b" ")
         try:
-            _, messages = read_conversation(
-                "data.jsonl", 7, line(draw, record(draw)).replace(b"\n", b" ")
-            )
+            _, messages = read_conversation("data.jsonl", 7, data)
         except ValueError as error:
             check_error(error, r"data\.jsonl:7: ")
         else:
@@ -247,16 +197,16 @@ def test_records(request, counts: Counter) -> None:
 
 
 def test_files(request, counts: Counter, tmp_path: Path) -> None:
-    """Claim 7: JSON Lines and arrays as a whole, with rubbish between, before and after the records."""
+    """Claim 7: JSON Lines and arrays as a whole, with rubbish between, before and after the
+    records."""
     path = tmp_path / "data"
     start = re.escape(str(path)) + r":[1-9]\d*: "
     for draw in cases(request, counts, "files", 400, 10_000):
         lines = [line(draw, record(draw)) for _ in range(draw.randrange(4))]
-        data = (
-            b"\n".join(lines)
-            if draw.random() < 0.5
-            else b"[" + b",\n".join(lines) + draw.choice((b"]", b"]", b"", b",]"))
-        )
+        if draw.random() < 0.5:
+            data = b"\n".join(lines)
+        else:
+            data = b"[" + b",\n".join(lines) + draw.choice((b"]", b"]", b"", b",]"))
         path.write_bytes(draw.choice((b"", b"", b"\xef\xbb\xbf", b"\n\n", b"\xff\xfe")) + data)
         try:
             for _ in read_conversations(path):
@@ -306,14 +256,8 @@ def tensor(draw: random.Random, like: object) -> torch.Tensor:
 
 def places(content: object, path: tuple = ()) -> Iterator[tuple]:
     """The way to every value in nested dicts and lists; of long lists, to a few."""
-    items = (
-        content.items()
-        if isinstance(content, dict)
-        else enumerate(content[:5])
-        if isinstance(content, list)
-        else ()
-    )
-    for key, item in items:
+    items = {dict: lambda: content.items(), list: lambda: enumerate(content[:5])}
+    for key, item in items.get(type(content), tuple)():
         yield (*path, key)
         yield from places(item, (*path, key))
 
@@ -370,22 +314,21 @@ def test_checkpoints(request, counts: Counter, tmp_path: Path, capsys) -> None:
         save_checkpoint(path, content)
         read += try_checkpoint(path, capsys)
     assert read > 0
-    assert {
-        p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if path.parent not in (p, p.parent)
-    } == before
+    after = (p for p in tmp_path.rglob("*") if path.parent not in (p, p.parent))
+    assert {p: p.stat().st_mtime_ns for p in after} == before
 
 
 def test_resuming_spoiled_checkpoints(request, counts: Counter, tmp_path: Path, capsys) -> None:
-    """Claim 20: the same, with the optimiser's state, the step and the arguments, which only --resume looks at."""
+    """Claim 20: the same, with the optimiser's state, the step and the arguments, which only
+    --resume looks at."""
     contents = checkpoints(tmp_path)
     folder, read = tmp_path / "spoiled", 0
     for draw in cases(request, counts, "resumed checkpoints", 40, 300):
         content = copy.deepcopy(contents[draw.choice(("full", "lora"))])
         chosen = {key: content[key] for key in ("optimizer", "step", "args", "data_digest", "base")}
         spoil(draw, chosen)
-        kept = {
-            key: item for key, item in content.items() if key not in ("optimizer", "step", *chosen)
-        }
+        gone = {"optimizer", "step", *chosen}
+        kept = {key: item for key, item in content.items() if key not in gone}
         folder.mkdir(exist_ok=True)
         save_checkpoint(folder / "checkpoint-0000001.pt", kept | chosen)
         capsys.readouterr()
@@ -400,7 +343,8 @@ def test_resuming_spoiled_checkpoints(request, counts: Counter, tmp_path: Path, 
 
 
 def test_bytes_of_checkpoints(request, counts: Counter, tmp_path: Path, capsys) -> None:
-    """Claim 20: a right checksum over a file in which bytes were changed: the zip archive and the pickle in it."""
+    """Claim 20: a right checksum over a file in which bytes were changed: the zip archive and the
+    pickle in it."""
     whole, path = {}, tmp_path / "spoiled.pt"
     for name, content in checkpoints(tmp_path).items():
         save_checkpoint(tmp_path / f"{name}.pt", content)
@@ -409,25 +353,21 @@ def test_bytes_of_checkpoints(request, counts: Counter, tmp_path: Path, capsys) 
     for draw in cases(request, counts, "resealed files", 150, 1500):
         data = bytearray(whole[draw.choice(("full", "lora"))])
         for _ in range(draw.choice((1, 1, 3, 20))):
-            at = draw.choice(
-                (
-                    draw.randrange(len(data)),
-                    draw.randrange(3000),
-                    len(data) - 1 - draw.randrange(3000),
-                )
-            )
-            data[at : at + draw.choice((1, 1, 1, 0, 9))] = draw.randbytes(
-                draw.choice((1, 1, 1, 0, 9))
-            )
+            n, near = len(data), draw.randrange(3000)
+            at = draw.choice((draw.randrange(n), near, n - 1 - near))
+            old, new = (draw.choice((1, 1, 1, 0, 9)) for _ in range(2))
+            data[at : at + old] = draw.randbytes(new)
         reseal(bytes(data), path)
         try_checkpoint(path, capsys)
 
 
-CALLED = "os.system subprocess.Popen builtins.eval builtins.exec builtins.open torch.load pathlib.Path".split()
+CALLED = "os.system subprocess.Popen builtins.eval builtins.exec builtins.open torch.load "
+CALLED += "pathlib.Path"
 
 
 def test_pickles(request, counts: Counter, tmp_path: Path, capsys) -> None:
-    """Claim 20: a pickle that calls something, wherever it stands, whatever it calls, is refused and calls nothing."""
+    """Claim 20: a pickle that calls something, wherever it stands, whatever it calls, is refused
+    and calls nothing."""
     save_checkpoint(tmp_path / "good.pt", checkpoints(tmp_path)["full"])
     with zipfile.ZipFile(tmp_path / "good.pt") as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
@@ -435,7 +375,7 @@ def test_pickles(request, counts: Counter, tmp_path: Path, capsys) -> None:
     path, crater = tmp_path / "bomb.pt", tmp_path / "crater"
     capsys.readouterr()
     for draw in cases(request, counts, "pickles", 100, 500):
-        module, _, name = draw.choice(CALLED).rpartition(".")
+        module, _, name = draw.choice(CALLED.split()).rpartition(".")
         arguments = {"open": (str(crater), "w"), "system": (f"touch {crater}",)}
         argument = arguments.get(name, (f"open({str(crater)!r}, 'w')",))
         call = f"c{module}\n{name}\n".encode() + pickle.dumps(argument, protocol=2)[2:-1] + b"R"
@@ -451,27 +391,21 @@ def test_pickles(request, counts: Counter, tmp_path: Path, capsys) -> None:
 
 
 def test_tokenizers_and_adapters(request, counts: Counter, tmp_path: Path) -> None:
-    """Claims 18, 20: their files alone, through their own loaders."""
-    good = (
-        Tokenizer({bytes([byte]): byte for byte in range(256)}, {})
-        .with_special(["<s>", "</s>"])
-        .state()
-    )
-    model = add_lora(make_model(n_layer=1, n_embd=8), rank=2, token_ids=[3])
-    adapter, path = adapter_state(model), tmp_path / "spoiled"
+    """Claims 18, 20: a tokenizer's own file; and of a LoRA run's checkpoint, the adapter alone."""
+    tokenizer = Tokenizer({bytes([byte]): byte for byte in range(256)}, {})
+    good, whole = tokenizer.with_special(["<s>", "</s>"]).state(), checkpoints(tmp_path)["lora"]
+    adapter, path = {key: whole[key] for key in ("lora", "adapter")}, tmp_path / "spoiled"
     for draw in cases(request, counts, "tokenizers and adapters", 300, 3000):
         if draw.random() < 0.5:
-            state = copy.deepcopy(good)
+            state, load = copy.deepcopy(good), Tokenizer.load
             spoil_plain(draw, state)
             path.write_bytes(line(draw, state))
-            load = lambda: Tokenizer.load(path)  # noqa: E731
         else:
-            state = copy.deepcopy(adapter)
+            state, load = copy.deepcopy(adapter), load_checkpoint
             spoil(draw, state)
-            torch.save(state, path)
-            load = lambda: load_lora(make_model(n_layer=1, n_embd=8), path)  # noqa: E731
+            save_checkpoint(path, {**whole, **state})
         try:
-            load()
+            load(path)
         except ValueError as error:
             assert str(path) in str(error), error
 
@@ -490,7 +424,8 @@ def spoil_plain(draw: random.Random, state: dict) -> None:
 def test_deep_and_long(
     request, counts: Counter, tmp_path: Path, base: Path, monkeypatch, capsys
 ) -> None:
-    """JSON nested 100,000 deep; one line of megabytes (100 with --full): as text, as a role, as a key."""
+    """JSON nested 100,000 deep; one line of megabytes (100 with --full): as text, as a role, as a
+    key."""
     length = (100 if request.config.getoption("--full") else 3) * 10**6
     deep, filler = "[" * 100_000 + "]" * 100_000, "word \\u001b" * (length // 11)
     monsters = {
@@ -523,7 +458,8 @@ def test_deep_and_long(
 def test_names_do_not_lead_out_of_the_folder(
     tmp_path: Path, base: Path, monkeypatch, capsys
 ) -> None:
-    """A file's name becomes part of a folder's name; path separators cannot stand in it, and dots lead nowhere."""
+    """A file's name becomes part of a folder's name; path separators cannot stand in it, and dots
+    lead nowhere."""
     monkeypatch.chdir(tmp_path)
     for name in ("...jsonl", "..", ".x", "a b", "-rf", "\x1b[2J", "é\udcff", "a\nb"):
         data = tmp_path / "data" / name

@@ -1,4 +1,5 @@
-"""Runs that are killed, stopped, cut, flipped and starved of disk, and must end as if nothing had happened.
+"""Runs that are killed, stopped, cut, flipped and starved of disk, and must end as if nothing had
+happened.
 
 Claims 19, 20, 22. The moments are drawn from a seed. `--full` takes many more of them than CI does.
 """
@@ -19,10 +20,15 @@ from conftest import Zygote, conversation, make_base, write_jsonl
 from runtime.files import checkpoints_in, is_whole
 from runtime.load import read_checkpoint
 
-# A mixture of three files, one of them seen in part and one of plain text to replay; dropout; steps of three
-# micro-batches or so; two epochs of 8 steps or so, a checkpoint every second step.
-RUN = "--data ../a.jsonl ../b.jsonl:0.6 ../replay.jsonl:0.5 --init ../base.pt --out run --device cpu --epochs 2 --seed 5 "
-RUN += "--batch-tokens 330 --micro-batch-tokens 150 --save-every 2 --eval-every 3 --lr 0.01 --warmup-steps 2 "
+# A mixture of three files, one of them seen in part and one of plain text to replay; dropout; steps
+# of three micro-batches or so; two epochs of 8 steps or so, a checkpoint every second step.
+RUN = (
+    "--data ../a.jsonl ../b.jsonl:0.6 ../replay.jsonl:0.5 --init ../base.pt --out run --device cpu "
+)
+RUN += (
+    "--epochs 2 --seed 5 --batch-tokens 330 --micro-batch-tokens 150 --save-every 2 --eval-every 3 "
+)
+RUN += "--lr 0.01 --warmup-steps 2 "
 RUNS = {
     "all weights": RUN + "--dropout 0.2",
     "LoRA": RUN + "--dropout 0.1 --lora-rank 2 --lora-dropout 0.2",
@@ -72,8 +78,8 @@ class Place:
         return self.run(kind, name, RUNS[kind] + (" --overwrite" if run.exists() else ""), fault)
 
     def check_kept(self, name: str) -> None:
-        """After any death: every checkpoint is whole, there is one for the last step that was to be saved, and no step
-        stands in the log twice or is missing from it."""
+        """After any death: every checkpoint is whole, there is one for the last step that was to be
+        saved, and no step stands in the log twice or is missing from it."""
         run = self.folder / name / "run"
         assert all(map(is_whole, checkpoints_in(run)))
         steps = [int(row["step"]) for row in log_rows(run)]
@@ -83,7 +89,8 @@ class Place:
         assert saved >= (len(steps) - 1) // SAVE_EVERY * SAVE_EVERY
 
     def check_end(self, kind: str, name: str) -> None:
-        """All files: weights, optimiser state, arguments and log, bit for bit; and no other file is left."""
+        """All files: weights, optimiser state, arguments and log, bit for bit; and no other file is
+        left."""
         run = self.folder / name / "run"
         assert contents(run) == self.whole[kind], name
         shutil.rmtree(self.folder / name)
@@ -98,8 +105,8 @@ def log_rows(run: Path) -> list[dict[str, str]]:
 
 
 def contents(run: Path) -> dict[str, str]:
-    """A hash of all that each file says. (Of a checkpoint not the bytes themselves: how often pickle writes one and the
-    same word depends on where the word came from.)"""
+    """A hash of all that each file says. (Of a checkpoint not the bytes themselves: how often
+    pickle writes one and the same word depends on where the word came from.)"""
     hashes = {}
     for path in run.iterdir():
         content = torch.load(path, weights_only=True) if path.suffix == ".pt" else path.read_bytes()
@@ -131,7 +138,8 @@ def place(tmp_path_factory, zygote) -> Place:
 def moments(
     place: Place, kind: str, draw: random.Random, number: int, signal_number: int
 ) -> Iterator[dict]:
-    """By turns: at any line, at a line that saves, at a time while a checkpoint is written, at any time."""
+    """By turns: at any line, at a line that saves, at a time while a checkpoint is written, at any
+    time."""
     for i in range(number):
         fault = {"signal": signal_number}
         if i % 4 == 0:
@@ -168,7 +176,8 @@ def test_kill(place: Place, kind: str, counts: Counter, request) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_stop(place: Place, number: int, counts: Counter, request) -> None:
-    """A signal anywhere: one clear line, no traceback, the step that was under way is saved, and the run can go on."""
+    """A signal anywhere: one clear line, no traceback, the step that was under way is saved, and
+    the run can go on."""
     draw, kind = random.Random(1), "LoRA"
     for trial, fault in enumerate(
         moments(place, kind, draw, 20 if request.config.getoption("--full") else 2, number)
@@ -192,8 +201,8 @@ def test_stop(place: Place, number: int, counts: Counter, request) -> None:
 
 
 def test_a_full_disk(place: Place, counts: Counter, request) -> None:
-    """A save for which there is no room ends in one line that names the last good checkpoint, which is still there;
-    nothing half-written is. With room, the run goes on to the same end."""
+    """A save for which there is no room ends in one line that names the last good checkpoint, which
+    is still there; nothing half-written is. With room, the run goes on to the same end."""
     draw, kind, name = random.Random(2), "all weights", "full disk"
     size = max(path.stat().st_size for path in (place.folder / f"whole {kind}/run").iterdir())
     for _ in range(30 if request.config.getoption("--full") else 4):
@@ -216,7 +225,8 @@ def test_a_full_disk(place: Place, counts: Counter, request) -> None:
 
 
 def test_a_full_disk_under_the_log(place: Place, counts: Counter, request) -> None:
-    """A row of the log that is cut off is no step: it is said what happened, and the run goes on to the same end."""
+    """A row of the log that is cut off is no step: it is said what happened, and the run goes on to
+    the same end."""
     draw, kind, name = random.Random(4), "all weights", "full log"
     for _ in range(20 if request.config.getoption("--full") else 2):
         ended = place.run(
@@ -234,8 +244,8 @@ def test_a_full_disk_under_the_log(place: Place, counts: Counter, request) -> No
 
 @pytest.mark.parametrize("kind", RUNS)
 def test_a_damaged_checkpoint(place: Place, kind: str, counts: Counter, request) -> None:
-    """Cut at 100 random lengths, or with one bit flipped at 100 random places: noticed, said, and the run goes on from
-    the one before, to the same end."""
+    """Cut at 100 random lengths, or with one bit flipped at 100 random places: noticed, said, and
+    the run goes on from the one before, to the same end."""
     draw, name = random.Random(3), "damaged"
     shutil.copytree(place.folder / f"whole {kind}", place.folder / name)
     newest, before = checkpoints_in(place.folder / name / "run")
@@ -255,10 +265,8 @@ def test_a_damaged_checkpoint(place: Place, kind: str, counts: Counter, request)
         if number % 50 == 0:
             ended = place.go_on(kind, name, {})
             assert ended["status"] == 0
-            assert (
-                ended["err"]
-                == f"run/{newest.name}: damaged (its checksum does not match), trying the one before\n"
-            )
+            why = "damaged (its checksum does not match), trying the one before"
+            assert ended["err"] == f"run/{newest.name}: {why}\n"
             assert contents(place.folder / name / "run") == place.whole[kind]
         else:
             assert read_checkpoint(place.folder / name / "run")["file"] == str(before)

@@ -61,7 +61,8 @@ def test_memory_is_flat_and_the_cache_is_found(request, counts: Counter, tmp_pat
     peaks = {}
     for number in (few, many):
         write_conversations(tmp_path / "large.jsonl", number)
-        arguments = "--data large.jsonl --device cpu --steps 1 --batch-tokens 500 --save-every 9 --overwrite --out run"
+        arguments = "--data large.jsonl --device cpu --steps 1 --batch-tokens 500 --save-every 9"
+        arguments += " --overwrite --out run"
         first, peaks[number] = run(tmp_path, arguments)
         assert (
             f"large.jsonl: {number:,} conversations tokenised, in" in first

@@ -1,18 +1,19 @@
 """Forks a run of sft.py for each request that it reads, and lets something happen to it.
 
-A fork needs no second for imports, and is a process like any other: it gets real signals and has files of its own.
-This process never trains, so that no run inherits more than modules. A request and its answer are a JSON object on a
-line: {"argv", "cwd", "fault"} -> [{"status", "lines", "out", "err"}], where "status" is the exit status, or minus the
-signal that ended the process, and "lines" how many lines the fault has counted. With "processes" in the request so many
-of them make one run, and the list has so many items; with "rank" in the fault only that one is hit. A process that
-hangs is ended by SIGALRM. Faults:
+A fork needs no second for imports, and is a process like any other: it gets real signals and has
+files of its own. This process never trains, so that no run inherits more than modules. A request
+and its answer are a JSON object on a line: {"argv", "cwd", "fault"} -> [{"status", "lines", "out",
+"err"}], where "status" is the exit status, or minus the signal that ended the process, and "lines"
+how many lines the fault has counted. With "processes" in the request so many of them make one run,
+and the list has so many items; with "rank" in the fault only that one is hit. A process that hangs
+is ended by SIGALRM. Faults:
 
     {}                                     counts all lines
-    {"signal": 9, "line": 500}             at the 500th line of our sources (or of torch's saving) that is executed
+    {"signal": 9, "line": 500}             at the 500th executed line of ours (or of torch's saving)
     {"signal": 9, "line": 50, "in": "save"}    the same, of lines that save
     {"signal": 15, "step": 3}              in the third step
     {"signal": 9, "seconds": 0.3}          after that time
-    {"signal": 9, "unfinished": 0.001}     that time after a file *.tmp has appeared, while it is being written
+    {"signal": 9, "unfinished": 0.001}     that time after a file *.tmp has appeared, half written
     {"bytes": 5000, "save": 2}             from the second save on, no file grows above this size
     {"bytes": 5, "row": 2}                 of the second row of the log, only 5 bytes can be written
 """
@@ -37,13 +38,11 @@ sys.path.insert(0, str(ROOT))
 
 import chat  # noqa: E402, F401 (imports all the rest)
 import sft  # noqa: E402
-from runtime import files
+from runtime import files, session  # noqa: E402
 
-OURS = {
-    str(path) for path in (ROOT / "sft.py", ROOT / "dataset.py", *(ROOT / "runtime").glob("*.py"))
-}
+OURS = {str(path) for path in (ROOT / "sft.py", *(ROOT / "runtime").glob("*.py"))}
 PATIENCE = 300  # seconds after which a process hangs
-SAVING = {"save", "save_checkpoint", "sync_folder", "prune", "write", "sync", "_save"}
+SAVING = {"save", "save_checkpoint", "replacing", "prune", "write", "_save"}
 
 
 class Lines:
@@ -91,37 +90,28 @@ def run(request: dict, rank: int, port: int) -> None:
     signal.alarm(PATIENCE)
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{name}{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    sys.stdout, sys.stderr = (
-        io.StringIO(),
-        io.StringIO(),
-    )  # written last, because a full disk is none for them
+    # Written last, because a full disk is none for them.
+    sys.stdout, sys.stderr = io.StringIO(), io.StringIO()
     n_processes, lines, status = request.get("processes", 1), None, 1
     if n_processes > 1:
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
         os.environ.update(zip(names, map(str, (rank, rank, n_processes, "127.0.0.1", port))))
     fault = request["fault"] if rank == request["fault"].get("rank", rank) else {}
+
+    def strike() -> None:
+        os.kill(os.getpid(), fault["signal"])
+
+    def fill_disk(below: str | None = None) -> None:
+        limit_files(fault["bytes"] + (os.path.getsize(below) if below else 0))
+
     if "save" in fault:
-        at_call(sft, "save_checkpoint", fault["save"], lambda: limit_files(fault["bytes"]))
+        at_call(sft, "save_checkpoint", fault["save"], fill_disk)
     elif "row" in fault:
-        at_call(
-            sft.LogFile,
-            "write",
-            fault["row"],
-            lambda: limit_files(os.path.getsize("run/log.csv") + fault["bytes"]),
-        )
+        at_call(session.Recorder, "write", fault["row"], lambda: fill_disk("run/log.csv"))
     elif "step" in fault:
-        at_call(
-            sft,
-            "accumulate_gradients",
-            fault["step"],
-            lambda: os.kill(os.getpid(), fault["signal"]),
-        )
+        at_call(sft, "accumulate_gradients", fault["step"], strike)
     elif fault or n_processes == 1:
-        lines = Lines(
-            fault.get("line"),
-            fault.get("in") == "save",
-            lambda: os.kill(os.getpid(), fault["signal"]),
-        )
+        lines = Lines(fault.get("line"), fault.get("in") == "save", strike)
     try:
         status = sft.main(request["argv"])
     except BaseException:
