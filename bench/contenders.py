@@ -1,10 +1,10 @@
-"""The contenders of sft_speed.py: one process each, which trains on the task and prints one line of JSON.
+"""The contenders of sft_speed.py: one process each, which trains on the task and prints JSON.
 
     python bench/contenders.py ours --shape small --data FILE
 
-All of them see the same conversations a step, in the same order, from the same weights, with the same optimiser
-settings. What is timed is everything from the first batch to the last update: collating, forward, backward, clipping,
-update.
+All of them see the same conversations a step, in the same order, from the same weights, with the
+same optimiser settings. What is timed is everything from the first batch to the last update:
+collating, forward, backward, clipping, update.
 """
 
 import argparse
@@ -15,7 +15,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from task import (
@@ -32,66 +33,59 @@ from task import (
     padded_batch,
     transformers_model,
 )
+from torch import Tensor
 
 import lora
 import sft
-from dataset import collate, micro_batches_of
-from model import linear
+from runtime import fast
+from runtime.console import fail
+
+if TYPE_CHECKING:  # the peers need not be installed
+    from transformers import PreTrainedTokenizerFast, TrainerCallback
+    from trl import SFTConfig
 
 TOKEN_IDS = (50257, 50258)  # of ChatML's markers
+MICRO_BATCH_TOKENS = sft.Config().micro_batch_tokens
 
 
 def ours(task: Task, record: Record, lora_rank: int = 0) -> None:
-    """The step of sft.train, made of the same functions, without logging, validation and saving."""
-    sft.keep_freed_memory()
+    """The steps of sft.train, without what stands around them: logging, validation, saving."""
     model = our_model(task.config)
-    if (
-        lora_rank
-    ):  # the two special tokens' rows are trained with it, as in a run from a base that lacks them
+    if lora_rank:  # with the special tokens' rows, as in a run from a base that lacks them
         lora.add_lora(model, lora_rank, token_ids=TOKEN_IDS)
-    config = sft.Config(weight_decay=0.0, grad_clip=CLIP, lora_rank=lora_rank, compile=task.compile)
-    dtype = torch.bfloat16 if task.bfloat16 else torch.float32
-    run = sft.Run(config, task.device, dtype, model, None, {}, None, [], None)
-    optimizer = sft.make_optimizer(run, None)
-    optimizer.eps = EPSILON
+    # As sft.prepare does it.
+    fast.keep_freed_memory()
+    fast.speed_up(model, task.device, task.compile)
+    optimizer = sft.make_optimizer(model.to(task.device), weight_decay=0.0)
     for group in optimizer.param_groups:
-        group["lr"] = LEARNING_RATE
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    forward = torch.compile(model, dynamic=True) if task.compile else model
+        group |= {"lr": LEARNING_RATE, "betas": BETAS, "eps": EPSILON}
     model.train()
     record.start()
-    for indices in task.steps:
-        micro_batches = micro_batches_of(indices, task.dataset, config.micro_batch_tokens)
-        batches = (collate(task.dataset, micro_batch, task.device) for micro_batch in micro_batches)
+    for step, indices in enumerate(task.steps, 1):
         n_supervised = int(task.dataset.n_supervised[indices].sum())
-        nll = sft.accumulate_gradients(forward, batches, n_supervised, run.autocast)
-        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-        if norm.item() > config.grad_clip:
-            torch.nn.utils.clip_grads_with_norm_(parameters, config.grad_clip, norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        record.step(nll / n_supervised)
+        micro_batches = sft.micro_batches_of(indices, task.dataset, MICRO_BATCH_TOKENS)
+        batches = (sft.collate(task.dataset, each, task.device) for each in micro_batches)
+        loss, _ = sft.training_step(
+            step, model, optimizer, batches, n_supervised, CLIP, task.autocast
+        )
+        record.step(loss)
 
 
 def plain_loop(task: Task, record: Record, tuned: bool = False) -> None:
-    """A loop that anybody would write around transformers' GPT2LMHeadModel. Tuned: GELU in one kernel, AdamW in one
-    kernel, no mask (padding stands on the right, where causal attention does not look), freed memory kept."""
+    """A loop that anybody would write around transformers' GPT2LMHeadModel. Tuned: GELU in one
+    kernel, AdamW in one kernel, no mask (padding stands on the right, where causal attention does
+    not look), freed memory kept."""
     if tuned:
-        sft.keep_freed_memory()
-    model = (
-        transformers_model(task.config, "gelu_pytorch_tanh" if tuned else "gelu_new")
-        .to(task.device)
-        .train()
-    )
+        fast.keep_freed_memory()
+    model = transformers_model(task.config, "gelu_pytorch_tanh" if tuned else "gelu_new")
+    model.to(task.device).train()
     settings = dict(lr=LEARNING_RATE, betas=BETAS, eps=EPSILON, weight_decay=0.0)
     optimizer = torch.optim.AdamW(model.parameters(), **settings, fused=True if tuned else None)
     forward = torch.compile(model, dynamic=True) if task.compile else model
     record.start()
     for indices in task.steps:
-        batch = {
-            name: tensor.to(task.device)
-            for name, tensor in padded_batch(task.dataset, indices).items()
-        }
+        padded = padded_batch(task.dataset, indices)
+        batch = {name: tensor.to(task.device) for name, tensor in padded.items()}
         if tuned:
             del batch["attention_mask"]
         with task.autocast():
@@ -103,17 +97,87 @@ def plain_loop(task: Task, record: Record, tuned: bool = False) -> None:
         record.step(loss.item())
 
 
-def trl(task: Task, record: Record, padding_free: bool = False, tuned: bool = False) -> None:
-    """TRL's SFTTrainer on the rendered ids. Not its literal defaults: those add bf16 and gradient checkpointing, which
-    are slower still on a CPU. Tuned: GELU in one kernel, freed memory kept; its AdamW is fused by default."""
+def trl(
+    task: Task,
+    record: Record,
+    loss_type: str = "nll",
+    padding_free: bool = False,
+    tuned: bool = False,
+) -> None:
+    """TRL's SFTTrainer on the rendered ids. Tuned: GELU in one kernel, freed memory kept; its AdamW
+    is fused by default."""
     import transformers
     from datasets import Dataset, disable_progress_bars
-    from tokenizers import Tokenizer, models
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTTrainer
 
     if tuned:
-        sft.keep_freed_memory()
+        fast.keep_freed_memory()
     disable_progress_bars()
+    names = "input_ids", "labels"
+    rows = [ids_and_labels(task.dataset, index) for indices in task.steps for index in indices]
+    model = transformers_model(task.config, "gelu_pytorch_tanh" if tuned else "gelu_new")
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = SFTTrainer(
+            model=model,
+            args=trl_settings(task, folder, loss_type, padding_free),
+            train_dataset=Dataset.from_list([dict(zip(names, row)) for row in rows]),
+            processing_class=tokenizer_of_no_use(),
+            callbacks=[step_recorder(record)],
+        )
+        trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
+        record.note = f"loss_type {trainer.args.loss_type}"  # as TRL has understood it
+        trainer.train()
+
+
+def trl_settings(task: Task, folder: str, loss_type: str, padding_free: bool) -> "SFTConfig":
+    """Not TRL's literal defaults: those add bfloat16 and gradient checkpointing, which are slower
+    still on a CPU."""
+    from trl import SFTConfig
+
+    return SFTConfig(
+        # The same for all contenders
+        num_train_epochs=1,
+        per_device_train_batch_size=len(task.steps[0]),
+        train_sampling_strategy="sequential",
+        max_length=None,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        max_grad_norm=CLIP,
+        adam_beta1=BETAS[0],
+        adam_beta2=BETAS[1],
+        adam_epsilon=EPSILON,
+        use_cpu=task.device == "cpu",
+        bf16=task.bfloat16,
+        torch_compile=task.compile,
+        # How it computes
+        loss_type=loss_type,
+        padding_free=padding_free,
+        gradient_checkpointing=False,
+        dataloader_pin_memory=False,
+        # Nothing but a loss a step
+        output_dir=folder,
+        report_to="none",
+        save_strategy="no",
+        logging_steps=1,
+        disable_tqdm=True,
+    )
+
+
+def tokenizer_of_no_use() -> "PreTrainedTokenizerFast":
+    """TRL asks for a tokenizer even where all is tokenised."""
+    import transformers
+    from tokenizers import Tokenizer, models
+
+    vocabulary = Tokenizer(models.WordLevel({"<pad>": 0, "<stop>": 1}, unk_token="<pad>"))
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=vocabulary, pad_token="<pad>", eos_token="<stop>"
+    )
+
+
+def step_recorder(record: Record) -> "TrainerCallback":
+    """Tells the record when training begins, and each step's loss."""
+    import transformers
 
     class Watch(transformers.TrainerCallback):
         def on_train_begin(self, *_, **__) -> None:
@@ -123,52 +187,7 @@ def trl(task: Task, record: Record, padding_free: bool = False, tuned: bool = Fa
             if "loss" in logs:
                 record.step(float(logs["loss"]))
 
-    rows = [ids_and_labels(task.dataset, index) for indices in task.steps for index in indices]
-    dataset = Dataset.from_list([{"input_ids": ids, "labels": labels} for ids, labels in rows])
-    vocabulary = Tokenizer(
-        models.WordLevel({"<pad>": 0, "<stop>": 1}, unk_token="<pad>")
-    )  # of no use, but asked for
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=vocabulary, pad_token="<pad>", eos_token="<stop>"
-    )
-    model = transformers_model(task.config, "gelu_pytorch_tanh" if tuned else "gelu_new")
-    with tempfile.TemporaryDirectory() as folder:
-        same = dict(
-            learning_rate=LEARNING_RATE,
-            lr_scheduler_type="constant",
-            weight_decay=0.0,
-            max_grad_norm=CLIP,
-        )
-        same |= dict(
-            adam_beta1=BETAS[0],
-            adam_beta2=BETAS[1],
-            adam_epsilon=EPSILON,
-            num_train_epochs=1,
-            max_length=None,
-        )
-        same |= dict(
-            per_device_train_batch_size=len(task.steps[0]), train_sampling_strategy="sequential"
-        )
-        same |= dict(gradient_checkpointing=False, padding_free=padding_free)
-        quiet = dict(
-            output_dir=folder,
-            report_to="none",
-            save_strategy="no",
-            logging_steps=1,
-            disable_tqdm=True,
-        )
-        quiet |= dict(dataloader_pin_memory=False)
-        where = dict(use_cpu=task.device == "cpu", bf16=task.bfloat16, torch_compile=task.compile)
-        settings = SFTConfig(**same, **quiet, **where)
-        trainer = SFTTrainer(
-            model=model,
-            args=settings,
-            train_dataset=dataset,
-            processing_class=tokenizer,
-            callbacks=[Watch()],
-        )
-        trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
-        trainer.train()
+    return Watch()
 
 
 CONTENDERS: dict[str, Callable[[Task, Record], None]] = {
@@ -177,42 +196,105 @@ CONTENDERS: dict[str, Callable[[Task, Record], None]] = {
     "hf": plain_loop,
     "hf-tuned": functools.partial(plain_loop, tuned=True),
     "trl": trl,
+    "trl-chunked-nll": functools.partial(trl, loss_type="chunked_nll"),
     "trl-padding-free": functools.partial(trl, padding_free=True),
     "trl-tuned": functools.partial(trl, padding_free=True, tuned=True),
 }
 
 
-def multiplication_rate(
-    task: Task, multiply: Callable = torch.mm, size: int | None = None
-) -> float:
-    """Multiplications and additions a second in a product of two large square matrices, at its median."""
+# What the machine could do
+
+
+def products(task: Task) -> Iterator[tuple[int, int, int]]:
+    """The layers that the epoch goes through, one after the other: rows, and the weight's out, in.
+    The head sees supervised rows only, as many at a time as sft.py takes."""
+    C, V = task.config.n_embd, task.config.vocab_size
+    block = [(3 * C, C), (C, C), (4 * C, C), (C, 4 * C)]
+    head_rows = max(1, sft.MOST_LOGITS // V)
+    for indices in task.steps:
+        for micro_batch in sft.micro_batches_of(indices, task.dataset, MICRO_BATCH_TOKENS):
+            n_tokens = int(task.dataset.lengths[micro_batch].sum())
+            n_supervised = int(task.dataset.n_supervised[micro_batch].sum())
+            for weight in block * task.config.n_layer:
+                yield n_tokens, *weight
+            for start in range(0, n_supervised, head_rows):
+                yield min(head_rows, n_supervised - start), V, C
+
+
+def product_seconds(task: Task, multiply: Callable[[Tensor, Tensor], Tensor]) -> float:
+    """Seconds for the epoch's matrix products alone: of each layer its output, and the gradients of
+    its input and its weight."""
+    layers = list(products(task))
+    dtype = torch.bfloat16 if task.bfloat16 else torch.float32
+
+    def numbers(sizes: list[int]) -> Tensor:
+        return torch.randn(max(sizes), device=task.device, dtype=dtype)
+
+    inputs = numbers([rows * n_in for rows, _, n_in in layers])
+    weights = numbers([n_out * n_in for _, n_out, n_in in layers])
+    gradients = numbers([rows * n_out for rows, n_out, _ in layers])
+    square = torch.ones(64, 64, device=task.device, dtype=dtype)
+    multiply(square, square)  # the first product starts threads
+    synchronize(task.device)
+    started = time.perf_counter()
+    for rows, n_out, n_in in layers:
+        x = inputs[: rows * n_in].view(rows, n_in)
+        weight = weights[: n_out * n_in].view(n_out, n_in)
+        gradient = gradients[: rows * n_out].view(rows, n_out)
+        multiply(x, weight.T)
+        multiply(gradient, weight)
+        multiply(gradient.T, x)
+    synchronize(task.device)
+    return time.perf_counter() - started
+
+
+def floor(task: Task) -> dict[str, float]:
+    """Seconds by torch.mm; and by what `ours` multiplies with, where that is something else."""
+    fast.keep_freed_memory()  # or each product would wait for the kernel to clear its memory
+    result = {"seconds": product_seconds(task, torch.mm), "threads": torch.get_num_threads()}
+    if task.device == "cpu" and not (task.bfloat16 or task.compile) and fast.is_slow_with_mkl():
+        by_onednn = product_seconds(task, lambda left, right: fast.multiply(left, right.T))
+        result["onednn_seconds"] = by_onednn
+    return result
+
+
+def multiplication_rate(task: Task, size: int | None = None) -> dict[str, float]:
+    """Multiplications and additions a second in a product of two large square matrices: the
+    median of some."""
     size = size or (8192 if task.device == "cuda" else 2048)
     dtype = torch.bfloat16 if task.bfloat16 else torch.float32
     left, right = (torch.randn(size, size, device=task.device, dtype=dtype) for _ in range(2))
     seconds = []
     for _ in range(30):
         started = time.perf_counter()
-        multiply(left, right)
-        if task.device == "cuda":
-            torch.cuda.synchronize()
+        torch.mm(left, right)
+        synchronize(task.device)
         seconds.append(time.perf_counter() - started)
-    return 2 * size**3 / statistics.median(seconds[5:])
+    return {"rate": 2 * size**3 / statistics.median(seconds[5:])}
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+MEASUREMENTS: dict[str, Callable[[Task], dict]] = {
+    "floor": floor,
+    "multiplication": multiplication_rate,
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("name", choices=[*CONTENDERS, "multiplication"])
+    parser.add_argument("name", choices=[*CONTENDERS, *MEASUREMENTS])
     add_arguments(parser)
     args = parser.parse_args()
     try:
         task = make_task(args)
     except (OSError, ValueError) as error:
-        return sft.fail(error)
-    if args.name == "multiplication":
-        sft.keep_freed_memory()  # or each product would wait for the kernel to clear its memory
-        result = {"rate": multiplication_rate(task), "threads": torch.get_num_threads()}
-        if task.device == "cpu":
-            result["our_rate"] = multiplication_rate(task, linear)
+        return fail(error)
+    if args.name in MEASUREMENTS:
+        result = MEASUREMENTS[args.name](task)
     else:
         record = Record()
         CONTENDERS[args.name](task, record)

@@ -1,9 +1,9 @@
-"""How cost grows: with the size of the model, the length of a conversation, the number of conversations.
+"""How cost grows: with the model's size, a conversation's length, the number of conversations.
 
     python bench/scaling.py
 
-One table each, with the exponent b of cost ~ size^b (a line through the logarithms): 1 is linear, 0 is flat.
-Conversations are random, so nothing has to be at hand.
+One table each, with the exponent b of cost ~ size^b (a line through the logarithms): 1 is linear, 0
+is flat. Conversations are random, so nothing has to be at hand.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from task import (
 )
 
 import sft
+from runtime.console import fail
 
 MODELS = {
     "4 layers, 256 wide": (4, 256),
@@ -41,50 +42,53 @@ MODELS = {
 }
 MIDDLE = "6 layers, 384 wide"
 LENGTHS = (64, 128, 256, 512, 1024)
+WORDS = "to be or not that is the question whether nobler in mind suffer".split()
 
 
-def train(n_layer: int, n_embd: int, length: int, tokens: int, steps: int) -> dict:
-    """Steps of `tokens` tokens in conversations of one length. The first two steps are not counted."""
-    config = replace(
-        SHAPES["small"], n_layer=n_layer, n_embd=n_embd, n_head=n_embd // 64, context_length=1024
-    )
+# One point, in a process of its own
+
+
+def train(n_layer: int, n_embd: int, length: int, tokens: int, steps: int) -> dict[str, float]:
+    """Steps of `tokens` tokens in conversations of one length. The first two are not counted."""
+    sizes = dict(n_layer=n_layer, n_embd=n_embd, n_head=n_embd // 64, context_length=1024)
+    config = replace(SHAPES["small"], **sizes)
     a_step = max(tokens // length, 1)
     dataset = random_dataset(np.full(a_step * steps, length), config.n_vocab)
     task = Task(config, dataset, np.split(np.arange(len(dataset)), steps), "cpu", False, False)
     record = Record()
     ours(task, record)
     result = record.result(task)
-    seconds = np.median(result["step_seconds"][2:]) / (a_step * length)
-    operations = (
-        floating_point_operations(config, result["tokens"], result["supervised"]) / result["tokens"]
-    )
-    return {"seconds": seconds, "peak_mb": result["peak_mb"], "operations": operations}
+    seconds = float(np.median(result["step_seconds"][2:])) / (a_step * length)
+    operations = floating_point_operations(config, result["tokens"], result["supervised"])
+    return {
+        "seconds": seconds,
+        "peak_mb": result["peak_mb"],
+        "operations": operations / result["tokens"],
+    }
 
 
-def start(data: str, cache: str) -> dict:
+def start(data: str, cache: str) -> dict[str, float]:
     """The real command on a file, up to the end of its first step."""
     with tempfile.TemporaryDirectory() as out, open(os.devnull, "w") as nowhere:
+        arguments = ["--data", data, "--cache", cache, "--out", f"{out}/run"]
         started = time.perf_counter()
         with contextlib.redirect_stdout(nowhere):
-            status = sft.main(
-                f"--data {data} --cache {cache} --out {out}/run --steps 1 --device cpu".split()
-            )
+            status = sft.main([*arguments, "--steps", "1", "--device", "cpu"])
         if status:
             raise SystemExit(status)
         return {"seconds": time.perf_counter() - started, "peak_mb": peak_memory("cpu")}
 
 
+# The tables
+
+
 def write_conversations(path: Path, number: int) -> None:
     """Some 300 bytes each, no two alike."""
-    random, words = (
-        np.random.default_rng(0),
-        "to be or not that is the question whether nobler in mind suffer".split(),
-    )
+    random = np.random.default_rng(0)
     with open(path, "w", encoding="utf-8") as file:
         for i in range(number):
-            question, answer = (
-                " ".join(random.choice(words, size)) for size in random.integers(5, 40, 2)
-            )
+            sizes = random.integers(5, 40, 2)
+            question, answer = (" ".join(random.choice(WORDS, size)) for size in sizes)
             file.write(json.dumps({"prompt": f"{i}: {question}", "completion": answer}) + "\n")
 
 
@@ -93,11 +97,12 @@ def exponent(sizes: list[float], costs: list[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
 
 
-def show(title: str, unit: float, sizes: dict[str, float], results: dict[str, list[dict]]) -> None:
-    """One table: what is varied, its cost, and how that grows."""
+def show(title: str, unit: int, sizes: dict[str, float], results: dict[str, list[dict]]) -> None:
+    """One table: what is varied, its cost, and how that grows. Raises ValueError where a point
+    could not be measured."""
     for name, rounds in results.items():
         if error := failed(rounds):
-            raise SystemExit(f"error: {name}: {error}")
+            raise ValueError(f"{name}: {error}")
     seconds = [median(rounds, "seconds") * unit for rounds in results.values()]
     memory = [median(rounds, "peak_mb") for rounds in results.values()]
     rows = [
@@ -106,49 +111,27 @@ def show(title: str, unit: float, sizes: dict[str, float], results: dict[str, li
     ]
     values = [sizes[name] for name in results]
     rows.append(["exponent", f"{exponent(values, seconds):.2f}", f"{exponent(values, memory):.2f}"])
-    print(
-        format_table([title, "s" if unit == 1 else f"s / {unit:,.0f} tokens", "MB"], rows) + "\n",
-        flush=True,
-    )
+    header = [title, "s" if unit == 1 else f"s / {unit:,.0f} tokens", "MB"]
+    print(format_table(header, rows) + "\n", flush=True)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=2048, help="of a step")
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument(
-        "--conversations", type=int, nargs="+", default=[1000, 10_000, 100_000, 1_000_000]
-    )
-    parser.add_argument(
-        "--run",
-        nargs="+",
-        help="measure one point, here, and print JSON: train NUMBERS or start FILES",
-    )
-    args = parser.parse_args()
-    if args.run:
-        kind, *values = args.run
-        print(json.dumps(train(*map(int, values)) if kind == "train" else start(*values)))
-        return 0
+def point(*values: object) -> list[str]:
+    """The command that measures one."""
+    return [__file__, "--run", *map(str, values)]
 
-    def point(*values: object) -> list[str]:
-        return [__file__, "--run", *map(str, values)]
 
-    print(f"{machine('cpu')}; medians of {args.rounds} rounds\n")
+def training_tables(args: argparse.Namespace) -> None:
     work = args.tokens, args.steps
     points = {name: point("train", *sizes, 256, *work) for name, sizes in MODELS.items()}
     results = measure(points, args.rounds)
     operations = {name: rounds[0].get("operations") for name, rounds in results.items()}
     show("model (against operations a token)", 1000, operations, results)
-
     points = {str(length): point("train", *MODELS[MIDDLE], length, *work) for length in LENGTHS}
-    show(
-        "tokens a conversation",
-        1000,
-        {name: float(name) for name in points},
-        measure(points, args.rounds),
-    )
+    lengths = {name: float(name) for name in points}
+    show("tokens a conversation", 1000, lengths, measure(points, args.rounds))
 
+
+def start_tables(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         sizes, points = {}, {}
         for number in args.conversations:
@@ -156,10 +139,31 @@ def main() -> int:
             write_conversations(data, number)
             sizes[f"{number:,}"] = number
             points[f"{number:,}"] = point("start", data, f"{folder}/cache")
-        show(
-            "conversations, first start", 1, sizes, measure(points, 1)
-        )  # which leaves large ones in the cache
+        # The first start leaves large ones in the cache.
+        show("conversations, first start", 1, sizes, measure(points, 1))
         show("conversations, later starts", 1, sizes, measure(points, args.rounds))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=2048, help="of a step")
+    parser.add_argument("--steps", type=int, default=12)
+    numbers = [1000, 10_000, 100_000, 1_000_000]
+    parser.add_argument("--conversations", type=int, nargs="+", default=numbers)
+    how = "measure one point, here, and print JSON: train NUMBERS or start FILES"
+    parser.add_argument("--run", nargs="+", help=how)
+    args = parser.parse_args()
+    if args.run:
+        kind, *values = args.run
+        print(json.dumps(train(*map(int, values)) if kind == "train" else start(*values)))
+        return 0
+    print(f"{machine('cpu')}; medians of {args.rounds} rounds\n")
+    try:
+        training_tables(args)
+        start_tables(args)
+    except ValueError as error:
+        return fail(error)
     return 0
 
 

@@ -1,11 +1,12 @@
-"""From the start of the process to the first step, ours and the peers'; and tokens tokenised a second on one core.
+"""From the start of the process to the first step, ours and the peers'; tokens tokenised a second.
 
     python bench/startup.py --data FILE --against trl,hf
 
-Ours is the real command, `python sft.py --data FILE`, with this repository's base: when it says "training", all is
-prepared; when it says "step 1", the base has also answered three questions, and the first update is done. Peers
-(contenders.py) are timed up to the beginning of their first step, with a model of the small shape and ids that our code
-has rendered: their time is mostly their imports.
+Ours is the real command, `python sft.py --data FILE`, with this repository's base: when it says
+"training", all is prepared; when it says "step 1", the base has also answered three questions, and
+the first update is done. Peers (contenders.py) are timed up to the beginning of their first step,
+with a model of the small shape and ids that our code has rendered: their time is mostly their
+imports. Tokenising is measured on one core.
 """
 
 import argparse
@@ -18,14 +19,17 @@ from pathlib import Path
 import numpy as np
 from task import SPECIAL_TOKENS, failed, format_table, machine, measure, median
 
+from runtime.console import fail
 from runtime.files import HERE, find_file
 from runtime.load import load_checkpoint
 from runtime.tokens import build_dataset
 from tokenizer import Tokenizer
 
+CONTENDERS = str(Path(__file__).parent / "contenders.py")
+
 
 def start_ours(data: str) -> dict[str, float]:
-    """Seconds until the real command has printed these lines."""
+    """Seconds until the real command has printed these lines. Raises ValueError where it fails."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(HERE / "sft.py"), "--data", data, "--device", "cpu"]
         command += ["--steps", "2", "--eval-every", "2", "--save-every", "2"]
@@ -41,21 +45,44 @@ def start_ours(data: str) -> dict[str, float]:
     return seen
 
 
-def tokenising(data: Path, tokenizer: Tokenizer, seconds: float) -> float:
-    """Tokens a second through reading, parsing, rendering and masking, in one process, as a run does it."""
+def tokenising_rate(data: Path, tokenizer: Tokenizer, seconds: float) -> float:
+    """Tokens a second through reading, parsing, rendering and masking, in one process, as a run
+    does it."""
     tokens, started = 0, time.perf_counter()
+    settings = dict(max_length=1024, overlong="truncate")
     while time.perf_counter() - started < seconds:
-        dataset, _ = build_dataset(
-            [data], tokenizer, "chatml", max_length=1024, overlong="truncate"
-        )
+        dataset, _ = build_dataset([data], tokenizer, "chatml", **settings)
         tokens += len(dataset.ids)
     return tokens / (time.perf_counter() - started)
+
+
+def known_tokenizers() -> dict[str, Tokenizer]:
+    """The base's vocabulary, and GPT-2's where it is at hand."""
+    _, of_base, _ = load_checkpoint("base.pt")
+    tokenizers = {"the base's vocabulary": of_base.with_special(SPECIAL_TOKENS)}
+    try:
+        tokenizers["GPT-2's vocabulary"] = Tokenizer.gpt2().with_special(SPECIAL_TOKENS)
+    except OSError as error:
+        print(f"GPT-2's vocabulary is left out: {error}", file=sys.stderr)
+    return tokenizers
+
+
+def rows_of_peers(data: Path, names: list[str], rounds: int) -> list[list[str]]:
+    arguments = ["--data", str(data), "--steps", "1"]
+    commands = {name: [CONTENDERS, name, *arguments] for name in names}
+    rows = []
+    for name, results in measure(commands, rounds).items():
+        if error := failed(results):
+            rows.append([name, error, ""])
+        else:
+            rows.append([name, f"{median(results, 'ready_seconds'):.2f}", "-"])
+    return rows
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", default="tiny_instruct.jsonl")
-    parser.add_argument("--against", default="", help="any of trl, hf, with commas")
+    parser.add_argument("--against", default="", help="trl, hf, with commas")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5, help="how long to tokenise")
     args = parser.parse_args()
@@ -63,34 +90,15 @@ def main() -> int:
         path = find_file(args.data).resolve()
         ours = [start_ours(str(path)) for _ in range(args.rounds)]
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    rows = [["ours", f"{median(ours, 'training'):.2f}", f"{median(ours, 'step 1/2'):.2f}"]]
-    contender, arguments = (
-        str(Path(__file__).parent / "contenders.py"),
-        ["--data", str(path), "--steps", "1"],
-    )
+        return fail(error)
     names = [name for name in args.against.split(",") if name]
-    for name, rounds in measure(
-        {name: [contender, name, *arguments] for name in names}, args.rounds
-    ).items():
-        error = failed(rounds)
-        rows.append(
-            [name, *((error, "") if error else (f"{median(rounds, 'ready_seconds'):.2f}", "-"))]
-        )
+    rows = [["ours", f"{median(ours, 'training'):.2f}", f"{median(ours, 'step 1/2'):.2f}"]]
+    rows += rows_of_peers(path, names, args.rounds)
     print(f"{machine('cpu')}; medians of {args.rounds} rounds\n")
     print(format_table(["", "s to the first step", "s to its end"], rows) + "\n")
-    tokenizers = {
-        "the base's vocabulary": load_checkpoint("base.pt")[1].with_special(SPECIAL_TOKENS)
-    }
-    try:
-        tokenizers["GPT-2's vocabulary"] = Tokenizer.gpt2().with_special(SPECIAL_TOKENS)
-    except OSError as error:
-        print(f"GPT-2's vocabulary is left out: {error}", file=sys.stderr)
-    for name, tokenizer in tokenizers.items():
-        rates = [
-            tokenising(path, tokenizer, args.seconds / args.rounds) for _ in range(args.rounds)
-        ]
+    for name, tokenizer in known_tokenizers().items():
+        seconds = args.seconds / args.rounds
+        rates = [tokenising_rate(path, tokenizer, seconds) for _ in range(args.rounds)]
         print(f"tokenising {path.name}, one core, {name}: {np.median(rates):,.0f} tokens/s")
     return 0
 

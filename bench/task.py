@@ -1,7 +1,9 @@
-"""What the contenders of a comparison share: conversations, their order, initial weights, and how a run is recorded.
+"""What the contenders of a comparison share: conversations, their order, initial weights, and how a
+run is recorded.
 
-Every contender runs in a process of its own (`measure`), gets the same `Task`, and prints one line of JSON. Ids and
-loss mask are rendered once, by this repository's code, and handed to all, so that nobody can win by other tokens.
+Every contender runs in a process of its own (`measure`), gets the same `Task`, and prints one line
+of JSON. Ids and loss mask are rendered once, by this repository's code, and handed to all, so that
+nobody can win by other tokens.
 """
 
 import argparse
@@ -21,33 +23,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 
-from dataset import IGNORED  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 from runtime.files import find_file  # noqa: E402
 from runtime.tokens import Dataset, build_dataset  # noqa: E402
+from sft import IGNORED  # noqa: E402
 from tokenizer import Tokenizer  # noqa: E402
 
-SPECIAL_TOKENS = (
-    "<|im_start|>",
-    "<|im_end|>",
-)  # of ChatML; in GPT-2's vocabulary they get the ids 50,257 and 50,258
+# Of ChatML. In GPT-2's vocabulary they get the ids 50,257 and 50,258.
+SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>")
 VOCABULARY = dict(vocab_size=50304, n_vocab=50259)
 SHAPES = {
-    "tiny": GPTConfig(
-        **VOCABULARY, context_length=64, n_layer=2, n_head=2, n_embd=32
-    ),  # to see that all works
+    # to see that all works
+    "tiny": GPTConfig(**VOCABULARY, context_length=64, n_layer=2, n_head=2, n_embd=32),
     "small": GPTConfig(**VOCABULARY, context_length=512, n_layer=6, n_head=6, n_embd=384),
-    "gpt2": GPTConfig(
-        **VOCABULARY, context_length=1024, n_layer=12, n_head=12, n_embd=768
-    ),  # 124 M parameters
-    "gpt2-medium": GPTConfig(
-        **VOCABULARY, context_length=1024, n_layer=24, n_head=16, n_embd=1024
-    ),  # 355 M
+    # 124 and 355 M parameters
+    "gpt2": GPTConfig(**VOCABULARY, context_length=1024, n_layer=12, n_head=12, n_embd=768),
+    "gpt2-medium": GPTConfig(**VOCABULARY, context_length=1024, n_layer=24, n_head=16, n_embd=1024),
 }
 
-# The optimiser of all: AdamW without decay at a constant learning rate, gradients clipped to norm 1.
+# The optimiser of all: AdamW without decay at a constant rate, gradients clipped to norm 1.
 LEARNING_RATE, BETAS, EPSILON, CLIP = 3e-4, (0.9, 0.95), 1e-8, 1.0
 
 
@@ -77,17 +73,12 @@ class Task:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that make a task. `shared_arguments` hands them on to a contender's process."""
-    parser.add_argument(
-        "--data", help="conversations in any form that sft.py reads (default: drawn at random)"
-    )
+    data = "conversations in any form that sft.py reads (default: drawn at random)"
+    parser.add_argument("--data", help=data)
     parser.add_argument("--shape", default="small", choices=SHAPES)
-    parser.add_argument(
-        "--max-length", type=int, default=512, help="longer conversations are truncated"
-    )
+    parser.add_argument("--max-length", type=int, default=512, help="longer ones are truncated")
     parser.add_argument("--batch-size", type=int, default=8, help="conversations a step")
-    parser.add_argument(
-        "--steps", type=int, default=0, help="the first steps of the epoch only (0: all)"
-    )
+    parser.add_argument("--steps", type=int, default=0, help="the first of the epoch (0: all)")
     parser.add_argument("--threads", type=int, default=0, help="0: torch's default")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--bfloat16", action="store_true")
@@ -123,9 +114,8 @@ def make_task(args: argparse.Namespace, tokenizer: Tokenizer | None = None) -> T
         dataset = random_dataset(lengths.clip(16, args.max_length), config.n_vocab)
     order = np.random.default_rng(0).permutation(len(dataset))
     steps = np.split(order, range(args.batch_size, len(order), args.batch_size))
-    return Task(
-        config, dataset, steps[: args.steps or None], args.device, args.bfloat16, args.compile
-    )
+    steps = steps[: args.steps or None]
+    return Task(config, dataset, steps, args.device, args.bfloat16, args.compile)
 
 
 def random_dataset(lengths: Sequence[int], n_vocab: int) -> Dataset:
@@ -138,7 +128,7 @@ def random_dataset(lengths: Sequence[int], n_vocab: int) -> Dataset:
 
 
 def ids_and_labels(dataset: Dataset, index: int) -> tuple[list[int], list[int]]:
-    """A conversation as transformers wants it: labels are the ids themselves, not shifted, or -100."""
+    """A conversation as transformers wants it: labels are the ids, not shifted, or -100."""
     span = slice(dataset.offsets[index], dataset.offsets[index + 1])
     ids = dataset.ids[span]
     return ids.tolist(), np.where(dataset.loss_mask[span], ids, IGNORED).tolist()
@@ -158,27 +148,19 @@ def padded_batch(dataset: Dataset, indices: np.ndarray) -> dict[str, Tensor]:
 
 NAMES = {"tok_emb": "wte", "pos_emb": "wpe", "blocks": "h", "attn_norm": "ln_1", "mlp_norm": "ln_2"}
 NAMES |= {"qkv": "c_attn", "proj": "c_proj", "up": "c_fc", "down": "c_proj", "final_norm": "ln_f"}
-TRANSPOSED = (
-    "qkv.weight",
-    "proj.weight",
-    "up.weight",
-    "down.weight",
-)  # (in, out) there, (out, in) here
+TRANSPOSED = ("qkv.weight", "proj.weight", "up.weight", "down.weight")  # there (in, out)
 
 
 def initial_weight(name: str, shape: Sequence[int], n_layer: int) -> Tensor:
-    """A parameter's first value, from its name alone, so that nobody has to hold a second model to copy from."""
+    """A parameter's first value, from its name alone: nobody needs a second model to copy from."""
     if name.endswith("bias"):
         return torch.zeros(shape)
     if "norm" in name:
         return torch.ones(shape)
-    deviation = (
-        0.02 / math.sqrt(2 * n_layer) if name.endswith(("proj.weight", "down.weight")) else 0.02
-    )
-    return (
-        torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
-        * deviation
-    )
+    is_last_of_branch = name.endswith(("proj.weight", "down.weight"))
+    deviation = 0.02 / math.sqrt(2 * n_layer) if is_last_of_branch else 0.02
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    return torch.randn(shape, generator=generator) * deviation
 
 
 @torch.no_grad()
@@ -190,36 +172,34 @@ def our_model(config: GPTConfig) -> GPT:
 
 
 @torch.no_grad()
-def transformers_model(config: GPTConfig, activation: str):
-    """GPT2LMHeadModel of the same shape and weights; `activation` is "gelu_new", its default, or the same function in
-    one kernel, "gelu_pytorch_tanh"."""
+def transformers_model(config: GPTConfig, activation: str) -> nn.Module:
+    """GPT2LMHeadModel of the same shape and weights. `activation` is "gelu_new", its default, or
+    the same function in one kernel, "gelu_pytorch_tanh"."""
     import transformers
 
     transformers.logging.set_verbosity_error()
-    sizes = dict(
-        vocab_size=config.vocab_size, n_positions=config.context_length, n_embd=config.n_embd
-    )
-    sizes |= dict(
+    theirs = transformers.GPT2Config(  # attention: sdpa, its default
+        vocab_size=config.vocab_size,
+        n_positions=config.context_length,
+        n_embd=config.n_embd,
         n_layer=config.n_layer,
         n_head=config.n_head,
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
+        bos_token_id=50256,
+        eos_token_id=50258,
+        activation_function=activation,
     )
-    tokens = dict(bos_token_id=50256, eos_token_id=50258)
-    model = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(
-            **sizes, **tokens, activation_function=activation
-        )  # attention: sdpa, its default
-    )
-    theirs = dict(model.transformer.named_parameters())
+    model = transformers.GPT2LMHeadModel(theirs)
+    unset = dict(model.transformer.named_parameters())
     with torch.device("meta"):
         ours = GPT(config)
     for name, parameter in ours.named_parameters():
         value = initial_weight(name, parameter.shape, config.n_layer)
         their_name = ".".join(NAMES.get(part, part) for part in name.split("."))
-        theirs.pop(their_name).copy_(value.T if name.endswith(TRANSPOSED) else value)
-    assert not theirs, f"parameters that nobody set: {[*theirs]}"
+        unset.pop(their_name).copy_(value.T if name.endswith(TRANSPOSED) else value)
+    assert not unset, f"parameters that nobody set: {[*unset]}"
     return model
 
 
@@ -231,6 +211,7 @@ class Record:
 
     def __init__(self) -> None:
         self.losses: list[float] = []
+        self.note = ""  # for the contender's row of the table
 
     def start(self) -> None:
         """All is prepared; the first step begins."""
@@ -245,53 +226,64 @@ class Record:
         tokens = [int(task.dataset.lengths[indices].sum()) for indices in task.steps]
         assert len(self.losses) == len(tokens), f"{len(self.losses)} steps instead of {len(tokens)}"
         step_seconds = [after - before for before, after in zip(self.ends, self.ends[1:])]
-        sizes = dict(tokens=task.tokens, supervised=task.supervised, step_tokens=tokens)
-        losses = dict(first_loss=self.losses[0], mean_loss=sum(self.losses) / len(self.losses))
-        times = dict(
-            seconds=sum(step_seconds), step_seconds=step_seconds, started_at=self.started_at
-        )
-        return {**sizes, **losses, **times, "peak_mb": peak_memory(task.device)}
+        return {
+            "note": self.note,
+            "tokens": task.tokens,
+            "supervised": task.supervised,
+            "first_loss": self.losses[0],
+            "mean_loss": sum(self.losses) / len(self.losses),
+            "started_at": self.started_at,
+            "seconds": sum(step_seconds),
+            "step_seconds": step_seconds,
+            "step_tokens": tokens,
+            "peak_mb": peak_memory(task.device),
+        }
 
 
 def peak_memory(device: str) -> float:
-    """MB: of a GPU, what torch has allocated at most; else the most that this process has held. (Not getrusage: on
-    Linux a process inherits that number from the one that started it.)"""
+    """MB: of a GPU, what torch has allocated at most; else the most that this process has held.
+    (Not getrusage: on Linux a process inherits that number from the one that started it.)"""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
     try:
-        return (
-            int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024 / 1e6
-        )
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024 / 1e6
     except FileNotFoundError:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # macOS counts bytes
 
 
-def measure(commands: dict[str, Sequence[str]], rounds: int) -> dict[str, list[dict]]:
-    """Run each command `rounds` times, interleaved, so that a slow minute of the machine hits all of them. Each is a
-    Python script with arguments whose last line of output is JSON. One that fails has {"error": its last line}."""
+def measure(
+    commands: dict[str, Sequence[str]], rounds: int, folders: dict[str, Path] | None = None
+) -> dict[str, list[dict]]:
+    """Run each command `rounds` times, interleaved, so that a slow minute of the machine hits all
+    of them; one that is in `folders` starts in that folder."""
     results: dict[str, list[dict]] = {name: [] for name in commands}
     for number in range(rounds):
         for name, command in commands.items():
             print(f"round {number + 1}/{rounds}: {name}", file=sys.stderr, flush=True)
-            launched_at = time.time()
-            environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-            process = subprocess.run(
-                [sys.executable, *command], capture_output=True, text=True, env=environment
-            )
-            if process.returncode == 0:
-                result = json.loads(process.stdout.splitlines()[-1])
-                if "started_at" in result:
-                    result["ready_seconds"] = result["started_at"] - launched_at
-            else:
-                result = {
-                    "error": (
-                        process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
-                    )[-1]
-                }
-            results[name].append(result)
+            results[name].append(run_script(command, (folders or {}).get(name)))
     return results
+
+
+def run_script(command: Sequence[str], folder: Path | None = None) -> dict:
+    """Run a Python script with arguments in a process of its own: the JSON of its last line of
+    output. One that fails has {"error": its last line}."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if cache := environment.get("TIKTOKEN_CACHE_DIR"):
+        environment["TIKTOKEN_CACHE_DIR"] = os.path.abspath(cache)  # it may start in a folder
+    launched_at = time.time()
+    process = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, env=environment, cwd=folder
+    )
+    if process.returncode:
+        lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
+        return {"error": lines[-1]}
+    result = json.loads(process.stdout.splitlines()[-1])
+    if "started_at" in result:
+        result["ready_seconds"] = result["started_at"] - launched_at
+    return result
 
 
 def median(results: Sequence[dict], key: str) -> float:
@@ -309,8 +301,8 @@ def matmul_parameters(config: GPTConfig) -> tuple[int, int]:
 
 
 def floating_point_operations(config: GPTConfig, tokens: int, supervised: int) -> int:
-    """The floor of an epoch: 2 a weight and token forward, 4 backward; the head only where there is a target. Attention
-    and everything that is no matrix multiplication count nothing."""
+    """Of an epoch's matrix products: 2 a weight and token forward, 4 backward; the head only where
+    there is a label. Attention and all that is no product with a weight count nothing."""
     blocks, head = matmul_parameters(config)
     return 6 * (blocks * tokens + head * supervised)
 
@@ -320,17 +312,15 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(header, *rows)]
     lines = []
     for line in (header, *rows):
-        cells = zip(line, widths, header)
-        lines.append(
-            "  ".join(
-                cell.rjust(width) if title else cell.ljust(width) for cell, width, title in cells
-            )
-        )
-    return "\n".join(line.rstrip() for line in lines)
+        cells = [
+            cell.rjust(width) if title else cell.ljust(width)
+            for cell, width, title in zip(line, widths, header)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
 
 
 def machine(device: str) -> str:
     """What figures depend on, for the first line of a table."""
-    if device == "cuda":
-        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
-    return f"{os.cpu_count()} CPU cores, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} CPU cores"
+    return f"{name}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"

@@ -1,23 +1,28 @@
-"""experiments.py: the rows of each experiment compare what they say, without training here."""
+"""experiments/: the rows of each experiment compare what they say, without training here."""
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-import experiments.__main__ as experiments
 import sft
 from data import make_instruct
-from experiments.__main__ import EXPERIMENTS, Row
+from experiments import pretraining, table
+from experiments.__main__ import EXPERIMENTS, main
+from experiments.table import Row
+from runtime.files import HERE
 from runtime.options import parse_arguments
+from runtime.tokens import split_weight
 
 
 @pytest.fixture
 def commands(monkeypatch) -> list[tuple[str, ...]]:
     """What would have been run."""
     ran: list[tuple[str, ...]] = []
-    monkeypatch.setattr(experiments, "run", lambda *command: ran.append(command))
+    monkeypatch.setattr(pretraining, "run", lambda *command: ran.append(command))
     return ran
 
 
@@ -26,43 +31,39 @@ def rows_of(name: str, folder: Path, seed: int = 0) -> dict[str, Row]:
 
 
 def records_of(row: Row) -> list[dict]:
-    path = row.train[row.train.index("--data") + 1]
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    return table.read(row.train[row.train.index("--data") + 1])
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_row_is_a_command_that_sft_accepts(name: str, tmp_path: Path, commands):
-    """Labels are different, so no row writes over another; all options exist; all data files are there."""
+    """Labels are different, so no row writes over another; all options exist; all data files are
+    there."""
     rows = EXPERIMENTS[name].rows(tmp_path, 1)
     assert len({row.label for row in rows}) == len(rows) > 1
     for row in rows:
         config, _ = parse_arguments(sft.Config, list(row.train or ()))
         for path in config.data:
-            sft.split_weight(path)
+            split_weight(path)
     for _, *arguments in commands:
         assert arguments[arguments.index("--seed") + 1] == "1"
 
 
 def test_smaller_sets_are_parts_of_larger_ones(tmp_path: Path):
     """Examples and tasks are added, not replaced: 30 in 100 in 300, 2 tasks in 4 in 8."""
-    for name, counted in (
-        ("examples", lambda record: json.dumps(record)),
-        ("tasks", lambda record: record["skill"]),
-    ):
+    ways = {"examples": json.dumps, "tasks": lambda record: record["skill"]}
+    for name, counted in ways.items():
         rows = [row for row in rows_of(name, tmp_path / name).values() if row.train]
         sets = [{counted(record) for record in records_of(row)} for row in rows]
         labels = [int(row.label.replace(",", "")) for row in rows]
         assert [len(each) for each in sets] == labels and labels == sorted(labels)
         assert all(small < large for small, large in zip(sets, sets[1:]))
-    assert all(
-        count >= make_instruct.PER_SKILL
-        for row in rows
-        for count in Counter(r["skill"] for r in records_of(row)).values()
-    )
+    counts = [Counter(record["skill"] for record in records_of(row)) for row in rows]
+    assert min(min(count.values()) for count in counts) >= make_instruct.PER_SKILL
 
 
 def test_wordings_differ_in_nothing_but_wordings(tmp_path: Path):
-    """As many records of each skill, about things of the same pool, in at most 1, 4, 16, 64 wordings."""
+    """As many records of each skill, about things of the same pool, in at most 1, 4, 16, 64
+    wordings."""
     rows = [records_of(row) for row in rows_of("wordings", tmp_path).values()]
     counts = [Counter(record["skill"] for record in records) for records in rows]
     assert all(each == counts[0] for each in counts) and sum(counts[0].values()) > 1000
@@ -70,9 +71,7 @@ def test_wordings_differ_in_nothing_but_wordings(tmp_path: Path):
         {record["messages"][-2]["content"] for record in records if record["skill"] == "capital"}
         for records in rows
     ]
-    beginnings = [
-        len({" ".join(question.split()[:2]) for question in questions}) for questions in capitals
-    ]
+    beginnings = [len({" ".join(one.split()[:2]) for one in questions}) for questions in capitals]
     assert beginnings[0] == 1 < beginnings[1] <= 4 and min(beginnings[2:]) > 10
 
 
@@ -80,74 +79,56 @@ def test_unknown_examples_are_all_that_differs(tmp_path: Path):
     sets = [records_of(row) for row in rows_of("unknown", tmp_path).values()]
     unknown = [sum(record["skill"] == "unknown" for record in records) for records in sets]
     known = [[record for record in records if record["skill"] != "unknown"] for records in sets]
-    assert (
-        unknown[:3] == [0, 20, 160]
-        and unknown[3] > 1000
-        and all(each == known[0] for each in known)
-    )
+    assert unknown[:3] == [0, 20, 160] and unknown[3] > 1000
+    assert all(each == known[0] for each in known)
 
 
 def test_a_question_in_a_chat_is_the_same_question(tmp_path: Path):
     """After two others, with their right answers; and only one of the two tuning sets has chats."""
-    rows = rows_of("chats", tmp_path)
-    alone, later = (
-        [json.loads(line) for line in open(row.ask[1], encoding="utf-8")]
-        for row in [*rows.values()][:2]
-    )
-    assert [r["messages"] for r in alone] == [r["messages"][-2:] for r in later] and len(
-        alone
-    ) > 700
-    exchanges = [r["messages"] for r in alone]
-    assert all(
-        r["messages"][:2] in exchanges and r["messages"][2:4] in exchanges for r in later[:50]
-    )
-    counts = [
-        Counter(record["skill"] == "chat" for record in records_of(row)) for row in rows.values()
+    rows = [*rows_of("chats", tmp_path).values()]
+    alone, later = ([r["messages"] for r in table.read(row.ask[1])] for row in rows[:2])
+    assert alone == [messages[-2:] for messages in later] and len(alone) > 700
+    before = [exchange for messages in later[:50] for exchange in (messages[:2], messages[2:4])]
+    assert all(exchange in alone for exchange in before)
+    tuned = [records_of(row) for row in rows]
+    n_chats = [sum(record["skill"] == "chat" for record in records) for records in tuned]
+    assert n_chats[0] == n_chats[1] == 0 and n_chats[2] > 500
+    assert tuned[0] == tuned[1]
+    sizes = [
+        sorted(len(message["content"]) for record in records for message in record["messages"])
+        for records in tuned
     ]
-    assert counts[0] == counts[1] and not counts[0][True] and counts[2][True] > 500
-    messages = [
-        sorted(len(m["content"]) for r in records_of(row) for m in r["messages"])
-        for row in rows.values()
-    ]
-    assert messages[0] == messages[2]  # the same questions
+    assert sizes[0] == sizes[2]  # the same questions
 
 
 def test_replay_is_the_stated_share_of_the_tokens(tmp_path: Path, capsys):
-    """As sft.py itself counts it, held-out ones aside; the documents are not those that evaluate.py measures on.
-
-    (Some have so few words, "Friday Saturday Sunday", that any two streams share them.)
+    """As sft.py itself counts it, held-out ones aside; the documents are not those that evaluate.py
+    measures on. (Some have so few words, "Friday Saturday Sunday", that any two streams have them.)
     """
     rows = rows_of("forgetting", tmp_path)
     for percent in (5, 20):
         row = rows[f"{percent} % of the tokens replayed"]
-        assert sft.main([*row.train, "--steps", "1", "--out", str(tmp_path / f"{percent}")]) == 0
-        mixture = next(
-            line for line in capsys.readouterr().out.splitlines() if line.startswith("mixture")
-        )
+        sft.prepare([*row.train, "--out", str(tmp_path / f"{percent}")])
+        lines = capsys.readouterr().out.splitlines()
+        mixture = next(line for line in lines if line.startswith("mixture"))
         share = float(mixture.split("replay.jsonl ")[1].split(" %")[0])
         assert share == pytest.approx(percent, abs=0.6)
     replayed = set((tmp_path / "replay.jsonl").read_text(encoding="utf-8").splitlines())
-    asked = set(
-        (experiments.HERE / "data" / "heldout_text.jsonl").read_text(encoding="utf-8").splitlines()
-    )
+    asked = set((HERE / "data" / "heldout_text.jsonl").read_text(encoding="utf-8").splitlines())
     assert all(len(record) < 80 for record in replayed & asked) and len(replayed & asked) < 10
 
 
 def test_small_bases_are_asked_about_other_countries(tmp_path: Path, commands):
     """No tuned question is about a country, or a capital, that is asked about."""
     (row, *_) = rows_of("pretraining", tmp_path).values()
-    asked = [json.loads(line) for line in Path(row.ask[1]).read_text(encoding="utf-8").splitlines()]
+    asked = table.read(row.ask[1])
     tuned = " ".join(record["messages"][-2]["content"] for record in records_of(row))
     held = make_instruct.held_names("capital")
     assert {record["split"] for record in asked} == {"entities"} and len(asked) == 240
     assert not [name for name in held if make_instruct.has_word(tuned, name)]
     assert [command[0] for command in commands] == ["data/make_base.py"] * 4
-    assert [command[command.index("--wordings") + 1] for command in commands] == [
-        "1",
-        "2",
-        "4",
-        "8",
-    ]
+    wordings = [command[command.index("--wordings") + 1] for command in commands]
+    assert wordings == ["1", "2", "4", "8"]
 
 
 def test_the_table_gives_means_and_spreads(capsys):
@@ -155,7 +136,7 @@ def test_the_table_gives_means_and_spreads(capsys):
         "base": [{"right": 1.0, "loss": 0.5}, {"right": 4.0, "loss": 0.7}],
         "tuned": [{"loss": 1.25}] * 2,
     }
-    experiments.print_table("Two", {"right": "right", "text": "loss"}, results)
+    table.print_table("Two", {"right": "right", "text": "loss"}, results)
     assert capsys.readouterr().out.splitlines() == [
         "",
         "| Two | right | text |",
@@ -172,32 +153,62 @@ def test_a_row_is_trained_asked_and_read(tmp_path: Path, monkeypatch):
     def run(script: str, *arguments: str) -> None:
         ran.append((script, *arguments))
         if script == "evaluate.py":
-            Path(arguments[arguments.index("--json") + 1]).write_text(
-                json.dumps({arguments[0]: {"right": 7}})
-            )
+            numbers = Path(arguments[arguments.index("--json") + 1])
+            numbers.write_text(json.dumps({arguments[0]: {"right": 7}}))
 
-    monkeypatch.setattr(experiments, "run", run)
+    monkeypatch.setattr(table, "run", run)
     row = Row("lr 1e-3, twice", ("--lr", "1e-3"), ("--template", "xml"))
     trained = {}
-    assert experiments.measure(row, tmp_path, 3, trained) == {"right": 7}
+    assert table.measure(row, tmp_path, 3, trained) == {"right": 7}
     folder = str(tmp_path / "lr-1e-3--twice")
     assert ran[0] == ("sft.py", "--lr", "1e-3", "--seed", "3", "--out", folder, "--overwrite")
     assert ran[1][:4] == ("evaluate.py", folder, "--template", "xml")
-    experiments.measure(Row("as it is", None), tmp_path, 3, trained)
-    assert len(ran) == 3 and ran[2][1] == experiments.BASE
-    experiments.measure(Row("asked again", ("--lr", "1e-3")), tmp_path, 3, trained)
+    table.measure(Row("as it is", None), tmp_path, 3, trained)
+    assert len(ran) == 3 and ran[2][1] == table.BASE
+    table.measure(Row("asked again", ("--lr", "1e-3")), tmp_path, 3, trained)
     assert len(ran) == 4 and ran[3][:2] == ("evaluate.py", folder)
-    experiments.measure(Row("another seed", ("--lr", "1e-3")), tmp_path, 4, trained)
+    table.measure(Row("another seed", ("--lr", "1e-3")), tmp_path, 4, trained)
     assert len(ran) == 6 and ran[4][4:6] == ("4", "--out")
 
 
 def test_a_failing_command_ends_the_experiment(tmp_path: Path, monkeypatch, capsys):
-    """One line, exit status 2, and no table that looks complete."""
-    monkeypatch.setattr(
-        experiments.subprocess, "run", lambda command: type("Done", (), {"returncode": 2})
-    )
-    assert experiments.main(["loss-mask", "--out", str(tmp_path)]) == 2
+    """One line, exit status 2, and no table that looks complete. A folder's name may hold anything,
+    and does not drive the terminal."""
+    failed = subprocess.CompletedProcess([], returncode=2)
+    monkeypatch.setattr(subprocess, "run", lambda command: failed)
+    assert main(["loss-mask", "--out", str(tmp_path / "red\x1b[31m")]) == 2
     said = capsys.readouterr()
-    assert (
-        said.err.startswith("error: this command failed: python sft.py") and "|---" not in said.out
+    assert said.err.startswith("error: this command failed: python sft.py")
+    assert said.err.count("\n") == 1 and "\x1b" not in said.err and "|---" not in said.out
+
+
+def test_each_seed_is_a_run_of_its_own_and_all_are_in_the_table(
+    tmp_path: Path, monkeypatch, capsys
+):
+    asked = []
+
+    def measure(row: Row, folder: Path, seed: int, trained: dict) -> dict[str, float]:
+        asked.append((row.label, folder, seed))
+        return {"right, split: entities": 80.0 + 2 * seed}
+
+    monkeypatch.setattr(table, "measure", measure)
+    assert main(["loss-mask", "--out", str(tmp_path), "--seeds", "2"]) == 0
+    labels = [row.label for row in EXPERIMENTS["loss-mask"].rows(tmp_path, 0)]
+    folders = [tmp_path / "loss-mask" / f"seed-{seed}" for seed in (0, 1)]
+    assert asked == [(label, folders[seed], seed) for seed in (0, 1) for label in labels]
+    *_, first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("| the assistant's | 81 ±1 |") and second.startswith("| all | 81 ±1 |")
+
+
+def test_the_list_of_experiments_does_not_wait_for_torch():
+    """`python -m experiments --help` names every experiment."""
+    code = (
+        "import sys; sys.argv[1:] = ['--help']\n"
+        "import experiments.__main__ as command\n"
+        "try: command.main()\n"
+        "except SystemExit: print('torch' in sys.modules)"
     )
+    run = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True)
+    first, *_, last = run.stdout.splitlines()
+    assert first.startswith("usage: python -m experiments ") and last == "False"
+    assert all(f"  {name} " in run.stdout for name in EXPERIMENTS)
