@@ -1,6 +1,4 @@
-"""Many processes: the same step everywhere, each process its share of the conversations.
-
-    torchrun --nproc_per_node=2 sft.py --data mine.jsonl
+"""Many processes: the same step everywhere, each process its share (torchrun sft.py ...).
 
 All read the same data and compute the same order, so that nothing is exchanged but sums: of losses,
 of gradients, of wishes to stop. Process 0 prints and writes for all. With `--fsdp` each keeps only

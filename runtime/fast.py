@@ -1,7 +1,4 @@
-"""Fast forms of what the core says plainly. `speed_up` puts them into a model, where they pay.
-
-Each computes the same as the plain form in model.py; tests/test_fast.py compares them in float64.
-"""
+"""Fast forms of what the core says plainly; `speed_up` puts them into a model, where they pay."""
 
 import contextlib
 import ctypes

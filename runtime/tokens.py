@@ -1,44 +1,34 @@
-"""From files to flat arrays of tokens, and to the data of a run.
-
-Large data sets are tokenised by all cores, once: their arrays stay on disk, mapped into memory.
-"""
+"""From files to flat arrays of tokens (of large files on all cores, once), and to a run's data."""
 
 import contextlib
 import hashlib
 import io
 import itertools
 import json
-import math
 import multiprocessing
 import os
-import re
 import shutil
 import signal
 import time
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 import chat_template
 import tokenizer as tokenizer_module
-from chat_template import render
 from runtime import records
 from runtime.console import LiveLine, log, one_line
 from runtime.files import find_file, lock
+from tokenizer import Tokenizer
 
 COLUMNS = {"ids": np.int32, "loss_mask": np.uint8, "offsets": np.int64, "sources": np.int64}
 BATCH = 2**18  # bytes of a file that are rendered at a time
 LARGE = 2**23  # bytes of files from which on all cores render them, and the cache keeps the tokens
 KEPT = 6  # how many data sets stay in the cache, those that were used last
-Batch = tuple[int, Path, int, list[tuple[int, object]]]  # the arguments of a Renderer's call
-Part = tuple[int, dict[str, np.ndarray], Counter]  # which file, its columns, what became of records
 
 
 @dataclass
@@ -52,281 +42,216 @@ class Dataset:
 
     def __post_init__(self) -> None:
         self.sources = self.sources.reshape(-1, 2)  # in files it is flat, like the others
+        self.lengths = np.diff(self.offsets)  # tokens of each conversation, (conversations,) int64
+        masks = (self.loss_mask[i:j] for i, j in itertools.pairwise(self.offsets))
+        self.n_supervised = np.fromiter(map(np.count_nonzero, masks), np.int64)  # supervised ones
+        digest = hashlib.sha256()  # of all the contents
+        for name in COLUMNS:
+            digest.update(np.ascontiguousarray(getattr(self, name)).reshape(-1))
+        self.digest = digest.hexdigest()
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each conversation, (conversations,) int64."""
-        return np.diff(self.offsets)
-
-    @cached_property
-    def n_supervised(self) -> np.ndarray:
-        """Supervised tokens of each conversation, (conversations,) int64."""
-        return np.add.reduceat(self.loss_mask, self.offsets[:-1], dtype=np.int64)
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of the contents."""
-        digest = hashlib.sha256()
-        for column in (self.ids, self.loss_mask, self.offsets, self.sources):
-            digest.update(np.ascontiguousarray(column))
-        return digest.hexdigest()
-
-
-# From records to tokens
+        return len(self.lengths)
 
 
 @dataclass
 class Renderer:
-    """How records become tokens."""
+    """How records become tokens. A batch gives its file, columns ("offsets" are ends), and counts:
+    by outcome (str), by length (int), by note and its subject (tuple). Raises ValueError."""
 
-    tokenizer: tokenizer_module.Tokenizer
+    tokenizer: Tokenizer
     template: str
     train_on: str
     max_length: int
     overlong: str
 
-    def __call__(self, file: int, path: Path, first: int, raws: list[tuple[int, object]]) -> Part:
-        """Successive records of a file, of which the first is number `first`, as `read_raw` gives
-        them. "offsets" are those of the conversations' ends, from 0 on. Raises ValueError."""
-        ids, loss_mask, ends, sources = array("i"), array("B"), array("q"), array("q")
-        count = Counter()
-        for place, (line, raw) in enumerate(raws, first):
-            record, messages = records.read_conversation(path, line, raw)
-            tokens, mask = render(messages, self.tokenizer, self.template, self.train_on)
-            count.update(read=1, bytes=len(raw) if isinstance(raw, bytes) else 0)
-            count.update(("unused", key) for key in records.unused_keys(record))
-            count["length", len(tokens)] += 1
-            if len(tokens) > self.max_length:
-                count[self.overlong] += 1
-                if self.overlong == "drop":
-                    continue
-                del tokens[self.max_length :], mask[self.max_length :]
-            if not any(mask):
-                count["unsupervised"] += 1
-                continue
-            count.update(kept=1, tokens=len(tokens), supervised=sum(mask))
-            ids.extend(tokens)
-            loss_mask.extend(mask)
-            ends.append(len(ids))
-            sources.extend((file, place))
-        columns = zip(COLUMNS.items(), (ids, loss_mask, ends, sources))
-        return file, {name: np.frombuffer(part, dtype) for (name, dtype), part in columns}, count
-
-    def describe(self, count: Counter) -> list[str]:
-        """Lines for the report; where nothing is left to learn from, the first one says why."""
-        of, over = Counter(count), f"longer than {self.max_length} tokens"
-        lines = ["no record in this file"]
-        if of["kept"]:
-            share = (
-                f"{of['supervised']:,} supervised ({100 * of['supervised'] / of['tokens']:.0f} %)"
-            )
-            lines = [f"{of['kept']:,} conversations, {of['tokens']:,} tokens, {share}"]
-            lost = f"{of['drop']:,} dropped, {of['truncate']:,} truncated; nothing supervised: "
-            lines += [f"{over}: {lost}{of['unsupervised']:,} dropped"]
-        elif of["read"]:
-            shortest = min(key[1] for key in of if key[0] == "length")
-            lost = f"{of['drop']} are {over} (the shortest has {shortest}; see --max-length and "
-            lost += f"--overlong) and {of['unsupervised']} have no supervised token"
-            lines = [f"nothing to learn from: of {of['read']} conversations {lost}"]
-        unused = [f"{key[1]!r} ({of[key]:,})" for key in sorted(of, key=str) if key[0] == "unused"]
-        return lines + (["keys not used: " + one_line(", ".join(unused))] if unused else [])
+    def __call__(self, file: int, path: Path, size: int, batch: list) -> tuple[int, dict, Counter]:
+        ids, loss_mask, ends, sources = columns = [], [], [], []
+        count, limit = Counter(read=len(batch), bytes=size), self.max_length
+        for place, line, raw in batch:
+            record, turns = records.read_conversation(path, line, raw)
+            tokens, mask = chat_template.render(turns, self.tokenizer, self.template, self.train_on)
+            count.update(("keys not used", key) for key in records.unused_keys(record))
+            count.update({len(tokens): 1, self.overlong: int(len(tokens) > limit)})
+            if any(mask[:limit]) and (len(tokens) <= limit or self.overlong == "truncate"):
+                ids += tokens[:limit]
+                loss_mask += mask[:limit]
+                ends.append(len(ids))
+                sources += file, place
+        count.update(kept=len(ends), tokens=len(ids), supervised=sum(loss_mask))
+        return file, dict(zip(COLUMNS, map(np.array, columns, COLUMNS.values()))), count
 
 
 def build_dataset(
     paths: Sequence[Path],
-    tokenizer: tokenizer_module.Tokenizer,
+    tokenizer: Tokenizer,
     template: str,
     train_on: str = "assistant",
     max_length: int = 1024,
     overlong: str = "drop",
     cache: Path | None = None,
-    show: Callable = lambda text, last: None,
 ) -> tuple[Dataset, list[str]]:
-    """Render every conversation of the files; also a report of what was kept, and what was not and
-    why. Large data sets are looked up in `cache`, or put there, while `show` is told how far it is.
-    Raises ValueError (`file:line: reason`) for a bad record, and where all files together leave
-    nothing to learn from; OSError where a file cannot be read or a process is killed."""
+    """Render every conversation of the files; also a report of what was kept, and what not and why.
+    Large data sets are found in `cache`, if given, or put there. Raises ValueError for a bad record
+    (`file:line: reason`), or if nothing is left; OSError for a file, or if a process is killed."""
     renderer = Renderer(tokenizer, template, train_on, max_length, overlong)
     if cache and sum(path.stat().st_size for path in paths) >= LARGE:
-        dataset, reports = cached_dataset(cache, paths, renderer, show)
+        dataset, reports = cached_dataset(cache, paths, renderer)
     else:
         files = {name: io.BytesIO() for name in COLUMNS}
-        reports = render_files(paths, renderer, files, itertools.starmap, lambda text, last: None)
-        buffers = (file.getbuffer() for file in files.values())
-        dataset = Dataset(*map(np.frombuffer, buffers, COLUMNS.values()))
+        reports = render_files(paths, renderer, files, large=False)
+        dataset = dataset_in(file.getbuffer() for file in files.values())
     named = ([f"{path}: {first}", *more] for path, (first, *more) in zip(paths, reports))
     return dataset, list(itertools.chain.from_iterable(named))
 
 
-def render_files(
-    paths: Sequence[Path],
-    renderer: Renderer,
-    columns: dict[str, BinaryIO],
-    map_batches: Callable[[Renderer, Iterable[Batch]], Iterator[Part]],
-    show: Callable,
-) -> list[list[str]]:
-    """Write the conversations of the files to the columns, in order; a report of each file. Raises
-    as `build_dataset`."""
-    counts, sizes = [Counter() for _ in paths], [path.stat().st_size for path in paths]
-    n_tokens, started, name = 0, time.monotonic(), str(paths[0])
-    name += f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+def dataset_in(buffers: Iterable) -> Dataset:
+    """The data set whose columns are in these buffers. Raises ValueError for a wrong size."""
+    return Dataset(*map(np.frombuffer, buffers, COLUMNS.values()))
 
-    def show_progress(share: float, last: bool = False) -> None:
-        seconds, n_read = time.monotonic() - started, sum(count["read"] for count in counts)
-        left = f"{share:.0%}, {seconds / share - seconds:.0f} s left" if 0 < share < 1 else ""
-        how_far = left or f"in {seconds:.0f} s"
-        show(f"{name}: {n_read:,} conversations tokenised, {how_far}", last=last)
 
-    columns["offsets"].write(np.zeros(1, np.int64))
-    batches = itertools.chain.from_iterable(map(batches_of, itertools.count(), paths))
-    for file, part, count in map_batches(renderer, batches):
-        part["offsets"] += n_tokens
-        n_tokens += len(part["ids"])
-        for column, values in part.items():
-            columns[column].write(values)
+def render_files(paths: Sequence[Path], renderer: Renderer, files: dict, large: bool) -> list:
+    """Write the columns into their files, and report on each path. Raises as `build_dataset`."""
+    name = str(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+    show = LiveLine().show if large else lambda text, last=False: None
+    started, n_bytes = time.monotonic(), sum(path.stat().st_size for path in paths)
+    total, counts = Counter(), [Counter() for _ in paths]
+    files["offsets"].write(np.zeros(1, np.int64))
+    parts = (map_in_processes if large else itertools.starmap)(renderer, batches_of(paths))
+    for file, columns, count in parts:
+        columns["offsets"] += total["tokens"]
+        for column, values in columns.items():
+            files[column].write(values)
         counts[file].update(count)
-        done = sum(sizes[:file]) + counts[file]["bytes"]  # an array's, when it is done
-        show_progress(done / max(sum(sizes), 1))
-    show_progress(1.0, last=True)
-    total = sum(counts, Counter())
+        total.update(count)
+        seconds, share = time.monotonic() - started, min(total["bytes"] / max(n_bytes, 1), 0.99)
+        how_far = f"{share:.0%}, {seconds / share - seconds:.0f} s left"
+        show(f"{name}: {total['read']:,} conversations tokenised, {how_far}")
+    how_far = f"in {time.monotonic() - started:.0f} s"
+    show(f"{name}: {total['read']:,} conversations tokenised, {how_far}", last=True)
     if not total["kept"]:
-        raise ValueError(f"{name}: {renderer.describe(total)[0]}")
-    return [renderer.describe(count) for count in counts]
+        raise ValueError(f"{name}: {describe(total, renderer.max_length)[0]}")
+    return [describe(count, renderer.max_length) for count in counts]
 
 
-def batches_of(file: int, path: Path) -> Iterator[Batch]:
-    """All of a file, which is number `file`. Raises as `read_raw`."""
-    first, batch, size = 0, [], 0
-    for line, raw in records.read_raw(path):
-        batch.append((line, raw))
-        size += len(raw) if isinstance(raw, bytes) else BATCH // 256
-        if size >= BATCH:
-            yield file, path, first, batch
-            first, batch, size = first + len(batch), [], 0
-    if batch:
-        yield file, path, first, batch
+def batches_of(paths: Sequence[Path]) -> Iterator[tuple[int, Path, int, list]]:
+    """(file, path, bytes, [(place, line, raw), ...]) of all records. Raises as `read_raw`."""
+    for file, path in enumerate(paths):
+        batch, size = [], 0
+        for place, (line, raw) in enumerate(records.read_raw(path)):
+            batch.append((place, line, raw))
+            size += len(raw) if isinstance(raw, bytes) else BATCH // 256
+            if size >= BATCH:
+                yield file, path, size, batch
+                batch, size = [], 0
+        if batch:
+            yield file, path, size, batch
 
 
-# The cache: a folder for each data set, with a file for each column
+def describe(of: Counter, max_length: int) -> list[str]:
+    """Lines for the report; where nothing is left to learn from, the first one says why."""
+    over, lines = f"longer than {max_length} tokens", ["no record in this file"]
+    unsupervised = of["read"] - of["kept"] - of["drop"]
+    if of["kept"]:
+        share = f"{of['supervised']:,} supervised ({100 * of['supervised'] / of['tokens']:.0f} %)"
+        lines = [f"{of['kept']:,} conversations, {of['tokens']:,} tokens, {share}"]
+        lost = f"{of['drop']:,} dropped, {of['truncate']:,} truncated; nothing supervised"
+        lines += [f"{over}: {lost}: {unsupervised:,} dropped"]
+    elif of["read"]:
+        shortest = min(key for key in of if isinstance(key, int))
+        how = f"(the shortest has {shortest}; see --max-length and --overlong)"
+        lost = f"{of['drop']} are {over} {how} and {unsupervised} have no supervised token"
+        lines = [f"nothing to learn from: of {of['read']} conversations {lost}"]
+    notes = sorted(key for key in of if isinstance(key, tuple))
+    for note, keys in itertools.groupby(notes, lambda key: key[0]):
+        lines += [f"{note}: " + one_line(", ".join(f"{key[1]!r} ({of[key]:,})" for key in keys))]
+    return lines
 
 
-def cached_dataset(
-    cache: Path, paths: Sequence[Path], renderer: Renderer, show: Callable
-) -> tuple[Dataset, list[list[str]]]:
+def cached_dataset(cache: Path, paths: Sequence[Path], renderer: Renderer) -> tuple[Dataset, list]:
     """The data set out of the cache, and each file's report; where it is not there, or damaged, it
     is made, under a temporary name until all of it is there. Raises as `build_dataset`."""
     cache.mkdir(parents=True, exist_ok=True)
     with lock(cache, wait=True):  # whoever comes second finds what the first has made
         folder = cache / cache_key(paths, renderer)
+        if folder.exists():
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                digest, reports = json.loads((folder / "about.json").read_bytes())
+                dataset = dataset_in(np.memmap(folder / name, mode="r") for name in COLUMNS)
+                if dataset.digest == digest:
+                    os.utime(folder / "about.json")
+                    return dataset, reports
+            log(f"cache     {folder} is damaged; the files are tokenised again")
+            shutil.rmtree(folder)
         draft = folder.with_suffix(".tmp")
-        try:
-            return open_cached(folder)
-        except (OSError, ValueError, LookupError, TypeError):
-            if folder.exists():
-                log(f"cache     {folder} is damaged; the files are tokenised again")
-        for leftover in (folder, *cache.glob("*.tmp")):  # of a killed process: nobody is at work
-            shutil.rmtree(leftover, ignore_errors=True)
-        draft.mkdir()
+        draft.mkdir(exist_ok=True)  # a killed process may have left it
         try:
             with contextlib.ExitStack() as stack:
                 files = {name: stack.enter_context(open(draft / name, "wb")) for name in COLUMNS}
-                reports = render_files(paths, renderer, files, map_in_processes, show)
-            dataset = map_columns(draft)
-            about = {"digest": dataset.digest, "reports": reports}
-            (draft / "about.json").write_text(json.dumps(about))
+                reports = render_files(paths, renderer, files, large=True)
+            dataset = dataset_in(np.memmap(draft / name, mode="r") for name in COLUMNS)
+            (draft / "about.json").write_text(json.dumps([dataset.digest, reports]))
             draft.rename(folder)
         finally:
-            shutil.rmtree(draft, ignore_errors=True)
-        used = (path.parent for path in cache.glob("*/about.json"))
-        used = [path for path in used if re.fullmatch("[0-9a-f]{32}", path.name)]
-        for other in sorted(used, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT:]:
-            shutil.rmtree(other)  # who has mapped it into memory still has it
+            used = sorted(cache.glob("[0-9a-f]" * 32 + "/about.json"), key=os.path.getmtime)
+            for old in (*cache.glob("*.tmp"), *(about.parent for about in used[:-KEPT])):
+                shutil.rmtree(old, ignore_errors=True)  # who has it mapped into memory still has it
     size = sum(path.stat().st_size for path in folder.iterdir())
     log(f"cache     {folder}: {size / 1e6:,.0f} MB, for the next time")
     return dataset, reports
 
 
-def open_cached(folder: Path) -> tuple[Dataset, list[list[str]]]:
-    """Raises one of many errors where something in the folder is not as it was written."""
-    dataset, about = map_columns(folder), json.loads((folder / "about.json").read_text())
-    if dataset.digest != about["digest"]:
-        raise ValueError("damaged")
-    os.utime(folder)
-    return dataset, about["reports"]
-
-
-def map_columns(folder: Path) -> Dataset:
-    """The data set in a folder, mapped into memory. Raises OSError, ValueError (a wrong size)."""
-    columns = (np.memmap(folder / name, dtype, mode="r") for name, dtype in COLUMNS.items())
-    return Dataset(*map(np.asarray, columns))
-
-
 def cache_key(paths: Sequence[Path], renderer: Renderer) -> str:
-    """SHA-256 over all that the columns depend on: files, tokenizer, template, limits, and the code
-    itself, so that whoever changes how records are rendered is not given yesterday's tokens."""
-    digest = hashlib.sha256()
+    """SHA-256 over all that the columns depend on: files, settings, and the code that renders."""
+    digest = hashlib.sha256(json.dumps(vars(renderer), default=Tokenizer.state).encode())
     sources = (module.__file__ for module in (chat_template, records, tokenizer_module))
     for path in (*paths, *sources, __file__):
         with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    settings = {**vars(renderer), "tokenizer": renderer.tokenizer.state(), "n": len(paths)}
-    digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()[:32]
 
 
-# On all cores
-
-
-def map_in_processes(renderer: Renderer, batches: Iterable[Batch]) -> Iterator[Part]:
-    """What the renderer makes of the batches, in order, on all cores. Only a few batches are under
-    way, so that memory does not grow with the files. Raises a batch's ValueError in its place;
-    OSError where a process is killed.
-
-    Each worker has a pipe of its own, and nobody else holds an end of it. So its death, even half
-    way through a message, ends that pipe, and no other worker waits for it. A batch is sent only
-    to a worker that waits for one: if both ends were writing, each could wait for the other.
-    """
+def map_in_processes(renderer: Callable, batches: Iterable[tuple]) -> Iterator:
+    """What the renderer makes of the batches, in order, on all cores; few are under way at a time,
+    so memory does not grow with the files. Raises a batch's ValueError in its place; OSError where
+    a process is killed. Each has a pipe of its own, of which nobody else holds an end: its death,
+    even half way through a message, ends that pipe, and no other waits for it. A batch is sent only
+    to one that waits for it: if both ends were writing, each could wait for the other."""
     n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    numbered, made = enumerate(batches), {}  # number of a batch -> what was made of it
-    at_work: dict[Connection, int] = {}  # the number of the batch that is made there
+    context = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
+    numbered, pipes, at_work, made = enumerate(batches), [], {}, {}  # pipe: number; number: part
+
+    def talk(action: Callable, *message: object) -> object:
+        try:
+            return action(*message)
+        except (EOFError, OSError):
+            reason = "one of the processes that tokenise was killed; was there too little memory?"
+            raise OSError(reason) from None
+
     with contextlib.ExitStack() as stack:
-        pipes = [stack.enter_context(worker()) for _ in range(n)]
-        for pipe, (number, batch) in zip(pipes, numbered):
+        for _ in range(n):
+            pipe, theirs = context.Pipe()
+            process = context.Process(target=work, args=(theirs,), daemon=True)
+            talk(process.start)
+            theirs.close()  # while it is open here, the worker's death does not end the pipe
+            pipes.append(stack.enter_context(pipe))
+            stack.callback(process.join)
+            stack.callback(process.kill)
+        for pipe in pipes:
             talk(pipe.send, renderer)
-            talk(pipe.send, batch)
-            at_work[pipe] = number
         for due in itertools.count():
-            while due not in made and at_work:
-                awaited = min(at_work, key=at_work.get)  # the part that is due is made there
-                for pipe in wait(pipes if len(made) < 2 * n else [awaited]):
+            while due not in made:
+                idle = [pipe for pipe in pipes if pipe not in at_work and len(made) < 2 * n]
+                for pipe, (number, batch) in zip(idle, numbered):
+                    talk(pipe.send, batch)
+                    at_work[pipe] = number
+                if not at_work:
+                    return
+                for pipe in wait(at_work):
                     made[at_work.pop(pipe)] = talk(pipe.recv)
-                    for number, batch in itertools.islice(numbered, 1):
-                        talk(pipe.send, batch)
-                        at_work[pipe] = number
-            if due not in made:
-                return
             if isinstance(part := made.pop(due), ValueError):
                 raise part
             yield part
-
-
-@contextlib.contextmanager
-def worker() -> Iterator[Connection]:
-    """The pipe to a new process, which ends with the block. Raises OSError."""
-    context = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
-    pipe, theirs = context.Pipe()
-    process = context.Process(target=work, args=(theirs,), daemon=True)
-    with pipe:
-        talk(process.start)
-        theirs.close()  # while it is open here, the worker's death does not end the pipe
-        try:
-            yield pipe
-        finally:
-            process.kill()
-            process.join()
 
 
 def work(pipe: Connection) -> None:
@@ -334,25 +259,11 @@ def work(pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     with contextlib.suppress(EOFError, OSError):
         renderer = pipe.recv()
-        while True:
-            batch = pipe.recv()
+        for batch in iter(pipe.recv, None):
             try:
-                part = renderer(*batch)
+                pipe.send(renderer(*batch))
             except ValueError as error:
-                part = error
-            pipe.send(part)
-
-
-def talk(action: Callable, *message: object) -> object:
-    """Do what needs a process at the other end. Raises OSError where that was killed."""
-    try:
-        return action(*message)
-    except (EOFError, OSError):
-        reason = "one of the processes that tokenise was killed; was there too little memory?"
-        raise OSError(reason) from None
-
-
-# The data of a run
+                pipe.send(error)
 
 
 @dataclass
@@ -373,45 +284,38 @@ class Data:
 
 
 def split_weight(argument: str) -> tuple[Path, float]:
-    """ "b.jsonl:0.3" -> (b.jsonl, 0.3); without a weight, 1. Raises ValueError and OSError."""
-    name, _, weight = argument.rpartition(":")
-    try:
-        value = 1.0 if Path(argument).exists() else float(weight)
-    except ValueError:
-        value = 1.0
-    else:
-        argument = argument if Path(argument).exists() else name
-    if not 0 < value < math.inf:
-        raise ValueError(f"{argument}:{weight}: the weight of a file must be above 0")
-    return find_file(argument), value
+    """ "b.jsonl:0.3" -> (b.jsonl, 0.3); without a weight, 1. Raises ValueError, OSError."""
+    path, weight = argument, 1.0
+    name, _, number = argument.rpartition(":")
+    if name and not Path(argument).exists():
+        with contextlib.suppress(ValueError):
+            weight, path = float(number), name
+    if not 0 < weight < float("inf"):
+        raise ValueError(f"{argument}: the weight of a file must be above 0")
+    return find_file(path), weight
 
 
-def read_data(options, tokenizer: tokenizer_module.Tokenizer, context_length: int) -> Data:
-    """The conversations of a run, by its options (`sft.Config`): the files rendered, some held out,
-    and what there is said. Raises ValueError where there is nothing to learn from."""
-    max_length = options.max_length or context_length
-    if max_length > context_length:
-        context = f"the model's context of {context_length}"
-        raise ValueError(f"--max-length {max_length} is more than {context}")
-    how = options.template, options.train_on, max_length, options.overlong, Path(options.cache)
+def read_data(options, tokenizer: Tokenizer, context: int) -> Data:
+    """The data of a run, by its options (`sft.Config`), described. Raises as `build_dataset`."""
+    limit, seed = options.max_length or context, options.seed
+    if limit > context:
+        raise ValueError(f"--max-length {limit} is more than the model's context of {context}")
+    how = options.template, options.train_on, limit, options.overlong, Path(options.cache)
     paths, weights = zip(*map(split_weight, options.data))
-    train_set, report = build_dataset(paths, tokenizer, *how, LiveLine().show)
+    train_set, report = build_dataset(paths, tokenizer, *how)
     log("data      " + "\n          ".join(report))
-    is_held_out = np.zeros(len(train_set), bool)
+    trained_on = np.arange(len(train_set))
     if options.val_data:
         val_paths = [find_file(path) for path in options.val_data]
-        val_set, report = build_dataset(val_paths, tokenizer, *how, LiveLine().show)
+        val_set, report = build_dataset(val_paths, tokenizer, *how)
         log("held out  " + "\n          ".join(report))
         val_indices = np.arange(len(val_set))
     else:
-        val_paths, val_set, n = paths, train_set, len(train_set)
-        shuffled = np.random.default_rng([options.seed, n]).permutation(n)
-        val_indices = shuffled[: min(n // 20, 200)].copy()
-        is_held_out[val_indices] = True
-        share = f"5 %, at most 200; seed {options.seed}"
-        log(f"held out  {len(val_indices)} of these conversations ({share})")
-    in_file = (train_set.sources[:, 0] == i for i in range(len(paths)))
-    pools = [np.flatnonzero(of_file & ~is_held_out) for of_file in in_file]
+        val_paths, val_set = paths, train_set
+        shuffled = np.random.default_rng([seed, len(train_set)]).permutation(trained_on)
+        val_indices, trained_on = np.split(shuffled, [min(len(train_set) // 20, 200)])
+        log(f"held out  {len(val_indices)} of these conversations (5 %, at most 200; seed {seed})")
+    pools = [np.sort(trained_on[train_set.sources[trained_on, 0] == i]) for i in range(len(paths))]
     if len(paths) > 1:
         drawn = [int(w) + round(w % 1 * len(p)) / max(len(p), 1) for w, p in zip(weights, pools)]
         tokens = [n * train_set.lengths[pool].sum() for n, pool in zip(drawn, pools)]

@@ -69,15 +69,13 @@ def assert_same(
     assert np.array_equal(one[0].n_supervised, other[0].n_supervised)
 
 
-def test_processes_and_disk_change_nothing(files, tokenizer, tmp_path: Path):
+def test_processes_and_disk_change_nothing(files, tokenizer, tmp_path: Path, monkeypatch):
     """Claims 8, 22: the same arrays in the same order, the same report, from many processes, and
     from the disk."""
     expected, told = build(files, tokenizer, None), []
     assert len(expected[0]) > 700 and "dropped" in "\n".join(expected[1])
-    assert_same(
-        build(files, tokenizer, tmp_path / "cache", show=lambda text, last: told.append(text)),
-        expected,
-    )
+    monkeypatch.setattr(tokens.LiveLine, "show", lambda _, text, last=False: told.append(text))
+    assert_same(build(files, tokenizer, tmp_path / "cache"), expected)
     assert len(told) > 10 and " s left" in told[0]
     assert told[-1].startswith(f"{files[0]} and 1 more: 750 conversations tokenised, in ")
     assert_same(build(files, tokenizer, tmp_path / "cache"), expected)
@@ -219,7 +217,7 @@ def test_the_cache_is_bounded(files, tokenizer, tmp_path: Path, here):
 
     folders = [use(100 + n) for n in range(tokens.KEPT)]
     for age, folder in enumerate(folders[1:] + folders[:1]):  # the first one was used again
-        os.utime(folder, (time.time() - 100 + age,) * 2)
+        os.utime(folder / "about.json", (time.time() - 100 + age,) * 2)
     newest = use(200)
     assert [folder.exists() for folder in folders] == [True, False] + [True] * (
         tokens.KEPT - 2
@@ -231,9 +229,9 @@ def test_who_comes_second_waits(files, tokenizer, tmp_path: Path, here, monkeypa
     """Runs that are started together tokenise once."""
     expected, genuine, made = build(files, tokenizer, None), tokens.render_files, []
 
-    def slow(*arguments):
+    def slow(*arguments, **settings):
         time.sleep(0.1)
-        return genuine(*arguments)
+        return genuine(*arguments, **settings)
 
     monkeypatch.setattr(tokens, "render_files", slow)
     cache = tmp_path / "cache"
