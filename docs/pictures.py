@@ -152,13 +152,12 @@ ROOMS: dict[str, tuple[int, int, str]] = {
     "hf/": (700, 330, "other formats"),
     "runtime/": (700, 185, "fast, safe, resumable"),
     "sft.py": (190, 185, "objective and loop"),
-    "dataset.py": (420, 185, "order, batch, labels"),
     "model.py": (20, 330, "GPT and generation"),
     "lora.py": (180, 330, "adapters"),
     "chat_template.py": (340, 330, "records to ids, mask"),
     "tokenizer.py": (500, 330, "text to ids"),
 }
-CORE = ("sft.py", "dataset.py", "model.py", "lora.py", "chat_template.py", "tokenizer.py")
+CORE = ("sft.py", "model.py", "lora.py", "chat_template.py", "tokenizer.py")
 ROOM_WIDTH, ROOM_HEIGHT = 140, 50
 
 
