@@ -5,7 +5,7 @@ nothing changes at first. Scale is alpha / rank, or alpha / sqrt(rank) with `rsl
 2023, https://arxiv.org/abs/2312.03732). The base is frozen and never written to.
 
 A base that never saw the chat format cannot say its stop token through adapters alone: the rows of
-new special tokens are trained too, as a difference that starts at zero, in embedding and head.
+new special tokens are trained too, as a difference from zero on, in embedding and head.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ class LoraConfig:
     rank: int
     alpha: float
     dropout: float
-    targets: tuple[str, ...]  # layers' names, whole or from a dot on: "mlp.up" is every block's
+    targets: tuple[str, ...]  # see `add_lora`
     token_ids: tuple[int, ...]  # tokens whose rows are trained
     rslora: bool
     fingerprint: str  # of the base, as it was before its vocabulary grew
@@ -94,9 +94,9 @@ def add_lora(
     """Freeze `model` and put adapters on the linear layers that `targets` name, in place.
 
     A target is a layer's whole name or its end from a dot on: "mlp.up", "blocks.0.attn.qkv". Rows
-    of `token_ids` are trained as well; the vocabulary grows where they are new. A's random numbers
-    come from torch's global generator. Raises ValueError where a target names no linear layer,
-    where rank, alpha or dropout are out of range, and where adapters are there already.
+    of `token_ids` are trained as well; the vocabulary grows where they are new. A is drawn from
+    torch's global generator. Raises ValueError where a target names no linear layer, a number is
+    out of range, and where adapters are there already.
     """
     if getattr(model, "lora", None):
         raise ValueError("the model has adapters already; merge them first")
@@ -154,7 +154,7 @@ def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def adapter_state(model: nn.Module) -> dict:
-    """All that an adapter is, as plain values and tensors; `runtime/load.py` attaches it again."""
+    """All that an adapter is, plain values and tensors; `runtime/load.py` attaches it again."""
     return {"lora": {**asdict(model.lora)}, "adapter": lora_state_dict(model)}
 
 

@@ -1,19 +1,20 @@
 """Byte-level byte-pair encoding: train a vocabulary from scratch, run it at tiktoken's speed.
 
-A tokenizer cuts text into pieces with a regular expression (`SPLIT`) and then, inside each piece,
-starts from single bytes and keeps joining the neighbours that give the token of the lowest rank
+A tokenizer cuts text into pieces with a regular expression (`SPLIT`) and, inside each, starts from
+single bytes and keeps joining the neighbours that give the token of the lowest rank
 (Sennrich et al., 2016, https://arxiv.org/abs/1508.07909; on bytes: Radford et al., 2019). Every
-byte is a token, so any text has an encoding.
+byte is a token, so any text has an encoding. (SmolLM2's lacks some that text hardly ever has.)
 
-Special tokens (`<|endoftext|>`, `<|im_start|>`, ...) have ids, but no text ever becomes one:
-`encode` treats the characters `<|im_start|>` as ordinary text. Whoever wants a special token asks
-for it by name, with `special`.
+Special tokens (`<|endoftext|>`, `<|im_start|>`, ...) have ids, but no text ever becomes one: to
+`encode`, `<|im_start|>` is ordinary text. Whoever wants a special token asks for it with `special`.
 """
 
 import base64
 import codecs
 import heapq
+import itertools
 import json
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,29 +24,37 @@ import tiktoken
 
 END_OF_TEXT = "<|endoftext|>"
 
-# GPT-2's pattern. Two differences that change no text with fewer than 100,000 white-space
-# characters in a row: `++` is possessive, and the run before a word is bounded, because the matcher
-# overflows its stack on a megabyte of spaces.
+# GPT-2's pattern, but `++` is possessive, and the run of white space before a word is bounded: the
+# matcher overflows its stack on a megabyte of spaces. Of fewer than 100,000, nothing changes.
 GPT2_SPLIT = (
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s{1,100000}(?!\S)|\s"
 )
 # Ours differs in one alternative: each digit stands alone, so that a small model can learn to add
 # column by column.
 SPLIT = GPT2_SPLIT.replace(r" ?\p{N}++", r"\p{N}")
+# SmolLM2's: as ours, but white space before a digit is one piece.
+SMOLLM2_SPLIT = SPLIT.replace(r"(?!\S)", r"(?![^\s\p{N}])")
+# Llama 3's: digits by three; a word may begin with any one character; line breaks end a piece.
+# Qwen's: each digit alone, and text is first composed (Unicode's NFC).
+LLAMA3_SPLIT = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+    r"|\s{1,100000}(?<=[\r\n])|\s++$|\s{1,100000}(?!\S)|\s"
+)
+QWEN_SPLIT = LLAMA3_SPLIT.replace(r"{1,3}+", "")
+SPLITS = (SPLIT, GPT2_SPLIT, SMOLLM2_SPLIT, LLAMA3_SPLIT, QWEN_SPLIT)
 
 
 class Tokenizer:
-    """Text to token ids and back. Ids 0 .. len(ranks) - 1 are text; special tokens follow them."""
+    """Text to token ids and back."""
 
     def __init__(self, ranks: dict[bytes, int], special_tokens: dict[str, int], split: str = SPLIT):
         """`ranks`: a token's bytes -> its id. `special_tokens`: a special token's name -> its id.
-        Raises ValueError where ids are not 0, 1, 2, ..., or one of the 256 bytes is missing."""
+        Raises ValueError where ids are not 0, 1, 2, ..."""
         self.ranks, self.special_tokens, self.split = ranks, special_tokens, split
         ids = [*ranks.values(), *special_tokens.values()]
         if sorted(ids) != list(range(len(ids))):
             raise ValueError("the ids of a tokenizer run from 0, each once")
-        if any(bytes([byte]) not in ranks for byte in range(256)):
-            raise ValueError("all 256 bytes must be among the tokens of a tokenizer")
+        self.missing = {byte for byte in range(256) if bytes([byte]) not in ranks}
         self._encoding = tiktoken.Encoding(
             "from-ranks", pat_str=split, mergeable_ranks=ranks, special_tokens=special_tokens
         )
@@ -56,8 +65,12 @@ class Tokenizer:
         return len(self.ranks) + len(self.special_tokens)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, never a special one. Raises ValueError for a lone surrogate."""
+        """The ids of `text`, never a special one. Raises ValueError for a lone surrogate, and for a
+        byte that is no token."""
         check_unicode(text)
+        if self.missing and (found := self.missing.intersection(text.encode())):
+            raise ValueError(f"the tokenizer has no token for the byte {bytes([min(found)])}")
+        text = unicodedata.normalize("NFC", text) if self.split == QWEN_SPLIT else text
         return self._encoding.encode_ordinary(text)
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
@@ -81,7 +94,7 @@ class Tokenizer:
     def special(self, name: str) -> int:
         """The id of a special token. Raises ValueError where this tokenizer has no such token."""
         if name not in self.special_tokens:
-            known = f"it has {', '.join(self.special_tokens)}"
+            known = f"it has {', '.join(self.special_tokens)}"[:200]
             raise ValueError(
                 f"the tokenizer has no special token {name!r} ({known}); add it with with_special"
             )
@@ -95,7 +108,8 @@ class Tokenizer:
         return Tokenizer(self.ranks, special_tokens, self.split)
 
     def state(self) -> dict:
-        """Plain strings and numbers, for checkpoints; `from_state` makes the same tokenizer."""
+        """Plain strings and numbers, for checkpoints; `from_state` makes the same tokenizer. Ids of
+        text follow one another, from the first that no special token has."""
         in_order = sorted(self.ranks, key=self.ranks.__getitem__)
         tokens = [base64.b64encode(token).decode("ascii") for token in in_order]
         return {"split": self.split, "tokens": tokens, "special_tokens": dict(self.special_tokens)}
@@ -103,10 +117,12 @@ class Tokenizer:
     @classmethod
     def from_state(cls, state: dict) -> "Tokenizer":
         """Raises ValueError for a pattern that is not ours: a file's could run for ever."""
-        if state["split"] not in (SPLIT, GPT2_SPLIT):
+        if state["split"] not in SPLITS:
             raise ValueError("the tokenizer splits by a pattern that tokenizer.py does not know")
-        ranks = {base64.b64decode(token): rank for rank, token in enumerate(state["tokens"])}
-        return cls(ranks, dict(state["special_tokens"]), state["split"])
+        special_tokens, ids = dict(state["special_tokens"]), itertools.count()
+        first = next(i for i in ids if i not in special_tokens.values())
+        ranks = {base64.b64decode(token): first + i for i, token in enumerate(state["tokens"])}
+        return cls(ranks, special_tokens, state["split"])
 
     def save(self, path: str | Path) -> None:
         Path(path).write_text(json.dumps(self.state(), ensure_ascii=True), encoding="utf-8")
@@ -126,11 +142,11 @@ class Tokenizer:
         try:
             encoding = tiktoken.get_encoding("gpt2")
         except (OSError, ValueError) as error:  # no network, or a log-in page in the file's place
+            how = "python -c 'import tiktoken; tiktoken.get_encoding(\"gpt2\")'"
             raise OSError(
-                "GPT-2's vocabulary is not on this machine and could not be downloaded. Where "
-                "there is a network, run TIKTOKEN_CACHE_DIR=FOLDER python -c 'import tiktoken; "
-                'tiktoken.get_encoding("gpt2")\', bring FOLDER here and set TIKTOKEN_CACHE_DIR to '
-                f"it ({type(error).__name__})"
+                "GPT-2's vocabulary is not on this machine and could not be downloaded. Elsewhere, "
+                f"run TIKTOKEN_CACHE_DIR=FOLDER {how}, bring FOLDER, and set that to it here "
+                f"({type(error).__name__})"
             ) from error
         return cls(encoding._mergeable_ranks, {END_OF_TEXT: encoding.eot_token}, GPT2_SPLIT)
 
@@ -147,13 +163,12 @@ def check_unicode(text: str) -> None:
 def train_bpe(
     texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = (END_OF_TEXT,)
 ) -> Tokenizer:
-    """Learn a vocabulary of `vocab_size` ids: 256 bytes, tokens learned from `texts`, specials.
+    """A vocabulary of `vocab_size` ids: 256 bytes, tokens learned from `texts`, specials.
 
     Each round adds the byte string that neighbouring tokens give most often in the texts as encoded
     so far; of equally frequent ones, the first in byte order. Pairs that give the same bytes are
-    counted and merged as one token, because that is how tiktoken will read the result: (`a`, `bc`)
-    and (`ab`, `c`) are both `abc`. The vocabulary is smaller than asked where the texts run out of
-    pairs. Raises ValueError where `vocab_size` cannot hold the bytes.
+    one token, as tiktoken will read them: (`a`, `bc`) and (`ab`, `c`) are both `abc`. Where texts
+    run out of pairs, the vocabulary is smaller. Raises ValueError where it cannot hold the bytes.
     """
     n_text_tokens = vocab_size - len(special_tokens)
     if n_text_tokens < 256:
@@ -165,9 +180,7 @@ def train_bpe(
     weights = list(piece_counts.values())
 
     counts: Counter[bytes] = Counter()  # bytes that a pair of neighbours gives -> how often
-    found_in: defaultdict[bytes, set[int]] = defaultdict(
-        set
-    )  # -> pieces that have (had) such a pair
+    found_in: defaultdict[bytes, set[int]] = defaultdict(set)  # -> pieces that have it, or had
     for index, (parts, weight) in enumerate(zip(pieces, weights)):
         for candidate in pair_bytes(parts):
             counts[candidate] += weight
@@ -204,9 +217,8 @@ def pair_bytes(parts: list[bytes]) -> list[bytes]:
 def merge(parts: list[bytes], token: bytes) -> list[bytes]:
     """Join neighbours that give `token`: [b"a", b"a", b"a"], b"aa" -> [b"aa", b"a"].
 
-    One pass is exact. An older token cannot appear where the new one meets its neighbour: those
-    bytes stood between the same two borders from the start, so the older token, having the lower
-    rank, would have been joined before.
+    One pass is exact. No older token can appear where the new one meets its neighbour: having the
+    lower rank, it would have been joined before.
     """
     merged, i = [], 0
     while i < len(parts):

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command == "export":
             template = export(args.checkpoint, args.folder, args.adapter)
             print(f"saved     {printable(args.folder)}")
-            if template not in (None, "chatml"):
+            if template not in (None, "chatml", "smollm2", "qwen2.5", "llama3"):
                 note = f"with {template}, apply_chat_template gives other ids: see docs/formats.md"
                 print(f"note      {note}")
         else:

@@ -1,47 +1,70 @@
-"""The tokenizer files of Hugging Face's formats: tokenizer.json, and tokenizer_config.json with the
-chat template.
+"""The tokenizer files of Hugging Face's formats: tokenizer.json and tokenizer_config.json.
 
-A text is tokenized as a whole there. So bytes may be joined across the borders of a message, where
-`render` keeps them apart, and the characters `<|im_end|>`, typed by a user, become the special
-token. docs/formats.md has the counts.
+A tokenizer.json describes a program: a normalizer, a pre-tokenizer, a list of pairs to join. Those
+that do what `Tokenizer` does, with one of its patterns, are known here, and nothing else is
+accepted. No pattern is taken from a file.
 """
 
-import json
 import re
+from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from pathlib import Path
+from typing import AnyStr
 
-from chat_template import TEMPLATES, Template
 from runtime.files import decode_utf8, parse_json
-from tokenizer import END_OF_TEXT, GPT2_SPLIT, SPLIT, Tokenizer, pair_bytes
+from tokenizer import (
+    END_OF_TEXT,
+    GPT2_SPLIT,
+    LLAMA3_SPLIT,
+    QWEN_SPLIT,
+    SMOLLM2_SPLIT,
+    SPLIT,
+    Tokenizer,
+    pair_bytes,
+)
+
+# Llama 3's names of special tokens. The end of a text has one name for all of ours.
+BEGIN_OF_TEXT, LLAMA3_END_OF_TEXT = "<|begin_of_text|>", "<|end_of_text|>"
 
 # Every byte has a character: itself where it can be seen, else one from 256 on.
-VISIBLE = [
-    *range(ord("!"), ord("~") + 1),
-    *range(ord("¡"), ord("¬") + 1),
-    *range(ord("®"), ord("ÿ") + 1),
-]
+VISIBLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)]
+VISIBLE += range(ord("®"), ord("ÿ") + 1)
 HIDDEN = [byte for byte in range(256) if byte not in VISIBLE]
-CHARACTERS = {byte: chr(byte) for byte in VISIBLE} | {
-    byte: chr(256 + i) for i, byte in enumerate(HIDDEN)
-}
+CHARACTERS = {byte: chr(byte) for byte in VISIBLE}
+CHARACTERS |= {byte: chr(256 + i) for i, byte in enumerate(HIDDEN)}
 BYTES = {character: byte for byte, character in CHARACTERS.items()}
+# For str.translate: to the character of the byte's number, and of what stands for no byte, to none.
+TO_BYTES = dict.fromkeys(HIDDEN, 0xFFFF) | {ord(name): byte for name, byte in BYTES.items()}
 
-# How text is cut into pieces. `ByteLevel` cuts as GPT2_SPLIT does. SPLIT is put in the words of
-# that matcher, to which `$` is the end of any line.
-BYTE_LEVEL = {
-    "type": "ByteLevel",
-    "add_prefix_space": False,
-    "trim_offsets": False,
-    "use_regex": True,
+# How text is cut into pieces: the patterns of tokenizer.py in the words of that matcher, to which
+# `$` is the end of any line. `ByteLevel` cuts as GPT2_SPLIT does.
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+BYTE_LEVEL |= {"trim_offsets": False}
+DIGITS = {"type": "Digits", "individual_digits": True}
+OURS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def in_order(*parts: dict) -> dict:
+    return {"type": "Sequence", "pretokenizers": [*parts]}
+
+
+def by_pattern(pattern: str) -> dict:
+    regex = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
+    return in_order(regex | {"invert": False}, BYTE_LEVEL | {"use_regex": False})
+
+
+PRE_TOKENIZERS = {
+    GPT2_SPLIT: BYTE_LEVEL,
+    SPLIT: by_pattern(OURS),
+    SMOLLM2_SPLIT: in_order(DIGITS, BYTE_LEVEL),
+    LLAMA3_SPLIT: by_pattern(LLAMA3),
+    QWEN_SPLIT: by_pattern(LLAMA3.replace("{1,3}", "")),
 }
-PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-BY_PATTERN = {
-    "type": "Split",
-    "pattern": {"Regex": PATTERN},
-    "behavior": "Isolated",
-    "invert": False,
-}
-OURS = {"type": "Sequence", "pretokenizers": [BY_PATTERN, BYTE_LEVEL | {"use_regex": False}]}
+NORMALIZERS = {QWEN_SPLIT: {"type": "NFC"}}  # of the others none
 
 
 def read_json(path: Path) -> dict:
@@ -55,35 +78,116 @@ def in_characters(token: bytes) -> str:
     return "".join(CHARACTERS[byte] for byte in token)
 
 
+def plain(pre_tokenizer: dict) -> dict:
+    """Without what is said of places in the text, and with the defaults."""
+    if "pretokenizers" in pre_tokenizer:
+        return pre_tokenizer | {"pretokenizers": [*map(plain, pre_tokenizer["pretokenizers"])]}
+    if pre_tokenizer["type"] != "ByteLevel":
+        return pre_tokenizer
+    return {"use_regex": True} | pre_tokenizer | {"trim_offsets": False}
+
+
+# Pairs that are joined
+
+
+def all_splits(ids: dict[AnyStr, int]) -> Iterator[tuple[AnyStr, AnyStr]]:
+    """Each token in two others, in the order of ids."""
+    for token, _ in sorted(ids.items(), key=itemgetter(1)):
+        for i in range(1, len(token)):
+            if token[:i] in ids and token[i:] in ids:
+                yield token[:i], token[i:]
+
+
+def last_joins(
+    ids: dict[AnyStr, int], splits: Iterable[tuple[AnyStr, AnyStr]]
+) -> dict[AnyStr, tuple[AnyStr, AnyStr]]:
+    """For each longer token the one of its `splits` whose two tokens are really joined; other
+    programs store BPE as a list of such pairs. Left out are tokens that no join gives.
+
+    {"a": 0, "b": 1, "c": 2, "ab": 3, "abc": 4} -> {"ab": ("a", "b"), "abc": ("ab", "c")}. There is
+    one pair a token: until its bytes are one, they are joined among themselves in the same order in
+    any text.
+    """
+    pairs: dict[AnyStr, tuple[AnyStr, AnyStr]] = {}
+    for left, right in splits:
+        token = left + right
+        if token not in pairs and meet(left, right, ids, pairs):
+            pairs[token] = left, right
+    # Others are joined from a token with a larger id than theirs, or from such ones, or never.
+    for token in [token for token in ids if len(token) > 1 and token not in pairs]:
+        parts = joined(token, ids)
+        if len(parts) == 2:
+            pairs[token] = parts[0], parts[1]
+    return dict(sorted(pairs.items(), key=lambda item: ids[item[0]]))
+
+
+def joined(token: AnyStr, ids: dict[AnyStr, int]) -> list[AnyStr]:
+    """The parts that are left of a token's bytes where nothing more is joined, or only all."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 2:
+        pairs = enumerate(pair_bytes(parts))
+        i, pair = min(pairs, key=lambda pair: ids.get(pair[1], len(ids)))
+        if ids.get(pair, token) == token:
+            break
+        parts[i : i + 2] = [pair]
+    return parts
+
+
+def meet(left: AnyStr, right: AnyStr, ids: dict[AnyStr, int], pairs: dict) -> bool:
+    """Whether these tokens ever stand side by side where their bytes do: whether, from the last
+    join inside them back to the first, none across their border would have come before it."""
+    limit = ids[left + right]
+    while True:
+        # When each was joined; bytes never were.
+        left_id, right_id = ids[left], ids[right]
+        if ids.get(left + right, limit) < limit:
+            return False
+        if len(left) > 1 and (left_id > right_id or len(right) == 1):
+            if left not in pairs or left_id > limit:
+                return False
+            left, limit = pairs[left][1], left_id
+        elif len(right) > 1:
+            if right not in pairs or right_id > limit:
+                return False
+            # Of equal joins the leftmost comes first, which is the one across the border.
+            right, limit = pairs[right][0], right_id + 1
+        else:
+            return True
+
+
+# Out and in
+
+
+def their_name(tokenizer: Tokenizer, name: str) -> str:
+    """A special token's name there."""
+    is_llama3 = tokenizer.split == LLAMA3_SPLIT
+    return LLAMA3_END_OF_TEXT if is_llama3 and name == END_OF_TEXT else name
+
+
 def tokenizer_json(tokenizer: Tokenizer) -> dict:
-    """Raises ValueError for a split that has no counterpart there."""
-    if tokenizer.split not in (GPT2_SPLIT, SPLIT):
-        raise ValueError(
-            f"a tokenizer with the pattern {tokenizer.split!r:.60} cannot be written in this format"
-        )
-    flags = {
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": True,
-    }
-    special_tokens = sorted(tokenizer.special_tokens.items(), key=lambda item: item[1])
+    """Raises ValueError for a pattern that has no counterpart there."""
+    if tokenizer.split not in PRE_TOKENIZERS:
+        what = f"a tokenizer with the pattern {tokenizer.split!r:.60}"
+        raise ValueError(f"{what} cannot be written in this format")
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    named = {their_name(tokenizer, name): i for name, i in tokenizer.special_tokens.items()}
+    special_tokens = sorted(named.items(), key=itemgetter(1))
+    added = [{"id": i, "content": name, **flags, "special": True} for name, i in special_tokens]
+    text_tokens = {in_characters(token): i for token, i in tokenizer.ranks.items()}
+    pairs = last_joins(text_tokens, all_splits(text_tokens))
+    # Only what stands in the vocabulary can have an id before the last of the text's.
+    last = max(text_tokens.values())
+    before = {name: i for name, i in special_tokens if i < last}
+    model = {"type": "BPE", "vocab": before | text_tokens, "merges": [*map(list, pairs.values())]}
+    if any(len(token) > 1 and token not in pairs for token in text_tokens):
+        model["ignore_merges"] = True  # a piece that is a token needs no joins
     return {
         "version": "1.0",
-        "added_tokens": [
-            {"id": token_id, "content": name, **flags} for name, token_id in special_tokens
-        ],
-        "normalizer": None,
-        "pre_tokenizer": BYTE_LEVEL if tokenizer.split == GPT2_SPLIT else OURS,
+        "added_tokens": added,
+        "normalizer": NORMALIZERS.get(tokenizer.split),
+        "pre_tokenizer": PRE_TOKENIZERS[tokenizer.split],
         "decoder": BYTE_LEVEL,
-        "model": {
-            "type": "BPE",
-            "vocab": {
-                in_characters(token): token_id for token, token_id in tokenizer.ranks.items()
-            },
-            "merges": [[*map(in_characters, pair)] for pair in merge_pairs(tokenizer.ranks)],
-        },
+        "model": model,
     }
 
 
@@ -113,133 +217,48 @@ def read_tokenizer(path: Path) -> Tokenizer:
     ids."""
     saved = read_json(path)
     try:
-        model, added, cut = saved["model"], saved["added_tokens"], saved["pre_tokenizer"]
+        model, added, cut = saved["model"], saved["added_tokens"], plain(saved["pre_tokenizer"])
         special_tokens = {token["content"]: token["id"] for token in added}
-        text_tokens = {
-            token: token_id
-            for token, token_id in model["vocab"].items()
-            if token not in special_tokens
-        }
-        ranks = {
-            bytes(BYTES[character] for character in token): token_id
-            for token, token_id in text_tokens.items()
-        }
-        tokenizer = Tokenizer(ranks, special_tokens, SPLIT if cut == OURS else GPT2_SPLIT)
-        merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-        follows = (
-            merges == tokenizer_json(tokenizer)["model"]["merges"]
-            and saved.get("normalizer") is None
-        )
-        follows &= cut == OURS or {"use_regex": True} | cut | {"trim_offsets": False} == BYTE_LEVEL
-        follows &= sorted(ranks.values()) == list(
-            range(len(ranks))
-        )  # special tokens come after the text's
-        follows &= END_OF_TEXT in special_tokens and all(token["special"] for token in added)
-        follows &= not any(
-            model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
-        )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"{path}: not a byte-level BPE tokenizer ({type(error).__name__}: {error})"
-        ) from None
+        ids = {token: i for token, i in model["vocab"].items() if token not in special_tokens}
+        ranks = {token.translate(TO_BYTES).encode("latin-1"): i for token, i in ids.items()}
+        known = [split for split in PRE_TOKENIZERS if PRE_TOKENIZERS[split] == cut]
+        follows = bool(known) and saved.get("normalizer") == NORMALIZERS.get(known[0])
+        split = known[0] if known else SPLIT
+        if split == LLAMA3_SPLIT and LLAMA3_END_OF_TEXT in special_tokens:
+            special_tokens[END_OF_TEXT] = special_tokens.pop(LLAMA3_END_OF_TEXT)
+        tokenizer = Tokenizer(ranks, special_tokens, split)
+        tokenizer.special(END_OF_TEXT)
+        follows &= joins_are_those(ids, model["merges"], bool(model.get("ignore_merges")))
+        # What is not marked as special is nevertheless no word, but a marker.
+        follows &= all(t["special"] or re.fullmatch("<.+>", t["content"]) for t in added)
+        unknown = "dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"
+        follows &= not any(model.get(key) for key in unknown)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path}: not a byte-level BPE tokenizer ({reason})") from None
     if not follows:
         raise ValueError(f"{path}: a tokenizer whose ids this one cannot give exactly")
     return tokenizer
 
 
-# The chat template in Jinja; {% generation %} marks what is supervised.
-JINJA = """\
-{%- set opening = OPENING -%}
-{%- set closing = CLOSING -%}
-{%- set previous = namespace(role="") -%}
-{{- BEGIN -}}
-{%- for message in messages -%}
-{%- if message.role not in closing or message.content is not string -%}
-{{- raise_exception("a message needs text as its content, and one of the roles "
-    ~ (closing | join(", "))) -}}
-{%- endif -%}
-{{- opening.get(previous.role ~ " " ~ message.role, opening[message.role]) -}}
-{%- set content = CONTENT -%}
-{%- if message.role == "assistant" -%}
-{%- generation -%}{{- content ~ STOP -}}{%- endgeneration -%}
-{%- else -%}
-{{- content -}}
-{%- endif -%}
-{{- closing[message.role] -}}
-{%- set previous.role = message.role -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-{{- opening.get(previous.role ~ " assistant", opening["assistant"]) -}}
-{%- endif -%}
-"""
+def joins_are_those(ids: dict[str, int], merges: list, ignore_merges: bool) -> bool:
+    """Whether joining the pairs in `merges`, in their order, gives the ids that joining to the
+    lowest id gives. Pairs that never meet may be in the list, too."""
+    listed = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in merges]
+    order = [ids[left + right] for left, right in listed]
+    pairs = last_joins(ids, listed)
+    is_whole = ignore_merges or all(len(token) == 1 or token in pairs for token in ids)
+    return is_whole and order == sorted(order) and not {*pairs.values()}.difference(listed)
 
 
-def jinja(template: Template) -> str:
-    """A template's data in the places of the capitals; a string of JSON means the same in Jinja."""
-    keys = {
-        key: key if isinstance(key, str) else f"{key[0] or ''} {key[1]}" for key in template.before
-    }
-    opening = {keys[key]: text for key, text in template.before.items()}
-    content = "(message.content | tojson)[1:-1]" if template.json_strings else "message.content"
-    values = {
-        "OPENING": opening,
-        "CLOSING": template.after,
-        "BEGIN": template.begin,
-        "STOP": template.stop,
-    }
-    values = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()} | {
-        "CONTENT": content
-    }
-    return re.sub("|".join(values), lambda name: values[name[0]], JINJA)
-
-
-def find_template(folder: Path) -> str | None:
-    """The name of the template that is the folder's chat template; None where it has another one,
-    or none."""
-    path, moved = (
-        folder / "tokenizer_config.json",
-        folder / "chat_template.jinja",
-    )  # to where transformers moves it
-    text = read_json(path).get("chat_template") if path.is_file() else None
-    text = decode_utf8(moved, 1, moved.read_bytes()) if moved.is_file() else text
-    return next((name for name, template in TEMPLATES.items() if jinja(template) == text), None)
-
-
-def tokenizer_files(tokenizer: Tokenizer, template: str | None, stop: int) -> dict[str, dict]:
+def tokenizer_files(tokenizer: Tokenizer, chat_template: str | None, stop: int) -> dict[str, dict]:
     """The content of each file, by its name without .json."""
-    names = {
-        "bos_token": END_OF_TEXT,
-        "eos_token": tokenizer.decode([stop]),
-        "pad_token": END_OF_TEXT,
-    }
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,
-        **names,
-    }
-    if template:
-        settings["chat_template"] = jinja(TEMPLATES[template])
+    end_of_text = their_name(tokenizer, END_OF_TEXT)
+    stop_name = their_name(tokenizer, tokenizer.decode([stop]))
+    names = {"eos_token": stop_name, "pad_token": end_of_text}
+    start = BEGIN_OF_TEXT if BEGIN_OF_TEXT in tokenizer.special_tokens else end_of_text
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": start, **names}
+    settings["clean_up_tokenization_spaces"] = False
+    if chat_template:
+        settings["chat_template"] = chat_template
     return {"tokenizer": tokenizer_json(tokenizer), "tokenizer_config": settings}
-
-
-def merge_pairs(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """The two tokens that join into each longer one, in the order of ranks; other programs store
-    BPE as this list.
-
-    {..., b"ab": 256, b"abc": 257} -> [(b"a", b"b"), (b"ab", b"c")]. There is one pair a token:
-    until its bytes are one, they are joined among themselves in the same order in any text. Raises
-    ValueError for a token that no join gives.
-    """
-    pairs = []
-    for token in sorted(ranks, key=ranks.__getitem__):
-        parts = [bytes([byte]) for byte in token]
-        while len(parts) > 2:
-            rank, i = min(
-                (ranks.get(pair, len(ranks)), i) for i, pair in enumerate(pair_bytes(parts))
-            )
-            if rank == len(ranks):
-                raise ValueError(f"no join of two tokens gives the token {token!r:.60}")
-            parts[i : i + 2] = [parts[i] + parts[i + 1]]
-        if len(parts) == 2:
-            pairs.append((parts[0], parts[1]))
-    return pairs

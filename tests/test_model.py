@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import assert_exact, make_model
+from conftest import FAMILIES, assert_exact, make_model
 from torch import Tensor, nn
 
 from model import GPT, GPTConfig, KVCache
@@ -22,32 +22,74 @@ def one_thread_again():
 
 
 def reference_logits(model: GPT, ids: list[int]) -> Tensor:
-    """(T, V): GPT-2's forward for one sequence, written out with matrix products and an explicit
-    mask, one head at a time."""
+    """(T, V): the forward of one sequence, written out with matrix products and an explicit mask,
+    one head at a time."""
     weights, config = dict(model.named_parameters()), model.config
-    T, D = len(ids), config.n_embd // config.n_head
+    H, K, D = config.heads
+    T = len(ids)
     hidden_future = torch.full((T, T), -math.inf, dtype=torch.float64).triu(1)
 
     def linear(name: str, x: Tensor) -> Tensor:
-        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+        bias = weights.get(f"{name}.bias")
+        has_one = config.bias == "all" or (config.bias == "qkv" and name.endswith("qkv"))
+        assert (bias is not None) == has_one
+        return x @ weights[f"{name}.weight"].T + (bias if has_one else 0.0)
 
     def norm(name: str, x: Tensor) -> Tensor:
-        centred = x - x.mean(-1, keepdim=True)
-        scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
-        return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+        is_layer_norm = config.norm == "layer"
+        centred = x - x.mean(-1, keepdim=True) if is_layer_norm else x
+        scaled = centred / (centred.square().mean(-1, keepdim=True) + config.norm_eps).sqrt()
+        bias = weights[f"{name}.bias"] if is_layer_norm else 0.0
+        return scaled * weights[f"{name}.weight"] + bias
 
-    x = weights["tok_emb.weight"][ids] + weights["pos_emb.weight"][:T]
+    def turned(x: Tensor) -> Tensor:  # (T, D): pairs of channels as complex numbers
+        speeds = [config.rope_theta ** (-2 * i / D) for i in range(D // 2)]
+        if config.rope_scaling:
+            factor, low, high, context = config.rope_scaling
+            for i, speed in enumerate(speeds):
+                turns = speed * context / (2 * math.pi)
+                if turns < low:
+                    speeds[i] = speed / factor
+                elif turns <= high:
+                    share = (turns - low) / (high - low)
+                    speeds[i] = share * speed + (1 - share) * speed / factor
+        angles = torch.tensor([[t * speed for speed in speeds] for t in range(T)]).double()
+        y = torch.complex(*x.chunk(2, dim=-1)) * torch.polar(torch.ones_like(angles), angles)
+        return torch.cat([y.real, y.imag], dim=-1)
+
+    x = weights["tok_emb.weight"][ids]
+    if not config.rope_theta:
+        x = x + weights["pos_emb.weight"][:T]
     for block in (f"blocks.{layer}." for layer in range(config.n_layer)):
-        q, k, v = linear(block + "attn.qkv", norm(block + "attn_norm", x)).chunk(3, dim=-1)
-        heads = []
-        for head in (slice(start, start + D) for start in range(0, config.n_embd, D)):
-            weight = (q[:, head] @ k[:, head].T / math.sqrt(D) + hidden_future).exp()
-            heads.append(weight / weight.sum(-1, keepdim=True) @ v[:, head])
-        x = x + linear(block + "attn.proj", torch.cat(heads, dim=-1))
+        heads = linear(block + "attn.qkv", norm(block + "attn_norm", x)).split(D, dim=-1)
+        assert len(heads) == H + 2 * K
+        attended = []
+        for head in range(H):
+            of_kv = head * K // H
+            q, k, v = heads[head], heads[H + of_kv], heads[H + K + of_kv]
+            if config.qk_norm:
+                q, k = norm(block + "attn.q_norm", q), norm(block + "attn.k_norm", k)
+            if config.rope_theta:
+                q, k = turned(q), turned(k)
+            weight = (q @ k.T / math.sqrt(D) + hidden_future).exp()
+            attended.append(weight / weight.sum(-1, keepdim=True) @ v)
+        x = x + linear(block + "attn.proj", torch.cat(attended, dim=-1))
         h = linear(block + "mlp.up", norm(block + "mlp_norm", x))
-        h = 0.5 * h * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
+        if config.gated:
+            gate, h = h.chunk(2, dim=-1)
+            h = gate / (1 + torch.exp(-gate)) * h
+        else:
+            h = 0.5 * h * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
         x = x + linear(block + "mlp.down", h)
     return norm("final_norm", x) @ weights["tok_emb.weight"].T
+
+
+def assert_as_written_out(model: GPT, found: Tensor, expected: Tensor) -> None:
+    """Exact, but for angles, which the model takes in float32, as other programs do."""
+    if model.config.rope_theta:
+        assert (found - expected).norm() <= 1e-5 * expected.norm()
+    else:
+        assert_exact(found, expected)
 
 
 def conversations(*lengths: int, seed: int = 0) -> list[list[int]]:
@@ -65,16 +107,19 @@ def nll_and_gradients(model: GPT, logits: Tensor, labels: Tensor) -> list[Tensor
     return [nll.detach(), *torch.autograd.grad(nll, list(model.parameters()))]
 
 
-@pytest.mark.parametrize("changes", [{}, {"n_head": 1}, {"n_layer": 1, "n_embd": 24}])
-def test_forward_equals_gpt2_written_out(changes: dict) -> None:
-    """Issue 2: GPT-2's architecture, to the last digit, from one token up to a full context; and
-    (B, T) ids are B conversations of T tokens, bit for bit."""
+@pytest.mark.parametrize(
+    "changes", [*FAMILIES.values(), {"n_head": 1}, {"n_layer": 1, "n_embd": 24}], ids=str
+)
+def test_forward_equals_the_architecture_written_out(changes: dict) -> None:
+    """Claim 27: GPT-2's architecture, to the last digit, and that of the other families, from one
+    token up to a full context; and (B, T) ids are B conversations of T tokens, bit for bit."""
     model = make_model(context_length=50, **changes)
     for length in (1, 2, 17, 50):
         rows = conversations(length, length, seed=length)
         ids, lengths = end_to_end(rows)
         logits = model(torch.tensor(rows))
-        assert_exact(logits, torch.stack([reference_logits(model, row) for row in rows]))
+        expected = torch.stack([reference_logits(model, row) for row in rows])
+        assert_as_written_out(model, logits, expected)
         assert torch.equal(model(ids, lengths), logits.flatten(0, 1))
         hidden = model(torch.tensor(rows), head=False)
         assert hidden.shape == (2, length, model.config.n_embd)
@@ -254,8 +299,12 @@ def lively_model(seed: int = 0, **changes) -> GPT:
     """Says something new at nearly every position, where large random weights alone repeat one
     token for ever."""
     model = make_model(seed, context_length=32, **changes)
-    model.pos_emb.weight.data *= 5
-    model.final_norm.bias.data.zero_()
+    if model.config.rope_theta:
+        for name, parameter in model.named_parameters():
+            parameter.data *= 5 if "norm" in name or "attn.qkv" in name else 1
+    else:
+        model.pos_emb.weight.data *= 5
+        model.final_norm.bias.data.zero_()
     return model
 
 
@@ -288,6 +337,25 @@ def test_cached_ragged_greedy_equals_full_recomputation_one_at_a_time(seed: int)
     assert [model.generate([prompt], 12, stop=stop)[0] for prompt in prompts] == expected
 
 
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "gpt2"])
+def test_the_same_with_shared_keys_and_rotations(family: str) -> None:
+    """Claims 21, 27: a ragged batch with the cache, against all computed anew, one at a time."""
+    model, prompts = lively_model(**FAMILIES[family]), conversations(1, 7, 31, 20, 25, 3, 30, 2)
+    free = [reference_greedy(model, prompt, 12) for prompt in prompts]
+    assert sorted({len(new) for new in free}) == [1, 2, 7, 12] and len(set(free[0])) > 5
+    assert model.generate(prompts, 12) == free and model.generate(prompts[::-1], 12) == free[::-1]
+
+
+def test_the_first_reading_of_prompts_needs_no_mask() -> None:
+    """Nothing of size B x T x S where the cache is empty; a mask where it is not."""
+    model = make_model()
+    cache = KVCache(model.config, 2, 20, model.final_norm.weight)
+    for n_new, shape in ((9, None), (1, (2, 1, 1, 10)), (4, (2, 1, 4, 14))):
+        cache.place(n_new)
+        assert (cache.seen if shape is None else cache.seen.shape) == shape
+        cache.lengths = cache.lengths + n_new
+
+
 @torch.no_grad()
 def test_what_stands_in_the_padding_of_prompts_changes_nothing() -> None:
     """Claim 5: not one bit of any answer's logits, also where the padding is an end of text, or
@@ -297,7 +365,7 @@ def test_what_stands_in_the_padding_of_prompts_changes_nothing() -> None:
     seen = []
     for padding in ([0] * 12, [EOS] * 12, prompts[1]):
         ids = torch.tensor([prompt + padding[len(prompt) :] for prompt in prompts])
-        cache = KVCache(model.config, 4, 16, model.pos_emb.weight)
+        cache = KVCache(model.config, 4, 16, model.final_norm.weight)
         hidden = model(ids, cache=cache, head=False)
         cache.lengths = lengths
         logits = [model.tok_emb.logits(hidden[torch.arange(4), lengths - 1])]

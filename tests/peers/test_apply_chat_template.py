@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 import hf.__main__ as hf_main
 from chat_template import ROLES, TEMPLATES, Message, render, render_prompt
+from hf.templates import jinja
 from hf.tokenizer_files import read_tokenizer, tokenizer_files
 from runtime.files import HERE
 from runtime.load import load_checkpoint
@@ -55,30 +56,39 @@ def exported(tokenizer: Tokenizer, template: str, folder: Path):
     """Our tokenizer with a template's special tokens, and transformers' from the files made of
     it."""
     ours = tokenizer.with_special(TEMPLATES[template].special_tokens)
-    for name, content in tokenizer_files(
-        ours, template, ours.special(TEMPLATES[template].stop)
-    ).items():
+    files = tokenizer_files(
+        ours, jinja(TEMPLATES[template]), ours.special(TEMPLATES[template].stop)
+    )
+    for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     return ours, AutoTokenizer.from_pretrained(folder)
 
 
 def plain(messages: Iterable[Message]) -> list[dict]:
-    return [{"role": message.role, "content": message.content} for message in messages]
+    turns = []
+    for message in messages:
+        calls = [json.loads(call) for call in message.tool_calls]
+        more = {"tool_calls": calls} if calls else {}
+        turns.append({"role": message.role, "content": message.content} | more)
+    return turns
+
+
+def applied(theirs, messages: list[Message], **how):
+    """`apply_chat_template` of the messages and their tools, which need no system message there."""
+    tools = [json.loads(tool) for message in messages[:1] for tool in message.tools]
+    messages = messages[1:] if tools and not messages[0].content else messages
+    return theirs.apply_chat_template(plain(messages), tools=tools or None, **how)
 
 
 def compare(messages: list[Message], ours: Tokenizer, theirs, template: str) -> Counter:
     """What differs between the two sides. The text never may; and where the ids are the same, so is
     the mask."""
     ids, mask = render(messages, ours, template)
-    out = theirs.apply_chat_template(
-        plain(messages), return_dict=True, return_assistant_tokens_mask=True
-    )
-    assert theirs.apply_chat_template(plain(messages), tokenize=False) == ours.decode(ids)
+    out = applied(theirs, messages, return_dict=True, return_assistant_tokens_mask=True)
+    assert applied(theirs, messages, tokenize=False) == ours.decode(ids)
     assert out["input_ids"] != ids or out["assistant_masks"] == mask
     asked = messages[:-1] if len(messages) > 1 else messages
-    prompt = theirs.apply_chat_template(plain(asked), add_generation_prompt=True, return_dict=True)[
-        "input_ids"
-    ]
+    prompt = applied(theirs, asked, add_generation_prompt=True, return_dict=True)["input_ids"]
     space = any(message.content[:1].isspace() for message in messages)
     return Counter(
         n=1,

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 
 import hf.__main__ as hf_main
 import sft
-from hf import weights
+from hf.families import GPT2
 from lora import adapter_state, add_lora
 from model import GPT
 from runtime.files import save_checkpoint
@@ -81,10 +81,8 @@ def their_gradients(model: PeftModel) -> dict[str, Tensor]:
     """By our names."""
     parts = {"lora_A.default.weight": "lora_a", "lora_B.default.weight": "lora_b"}
     parts |= {"token_adapter.trainable_tokens_delta.default": "lora_rows"}
-    ours = {
-        weights.their_name(name): name
-        for name in [name for name, _ in make_model().named_modules()]
-    }
+    modules = [name for name, module in make_model().named_modules() if hasattr(module, "weight")]
+    ours = {GPT2.their_names(name)[0]: name for name in modules}
     gradients = {}
     for name, parameter in model.named_parameters(remove_duplicate=True):
         if parameter.grad is not None:
@@ -154,7 +152,7 @@ def test_an_adapter_made_in_peft_computes_the_same_here(rslora, tmp_path) -> Non
     state = {name.replace(".default.", "."): tensor for name, tensor in theirs.state_dict().items()}
     for name, module in ours.named_modules():
         if hasattr(module, "lora_a"):
-            prefix = f"base_model.model.transformer.{weights.their_name(name)}"
+            prefix = f"base_model.model.transformer.{GPT2.their_names(name)[0]}"
             nn.init.normal_(theirs.get_submodule(prefix).lora_B["default"].weight, std=0.3)
             module.lora_a.data, module.lora_b.data = (
                 state[f"{prefix}.lora_{x}.weight"].clone() for x in "AB"
