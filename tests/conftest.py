@@ -37,6 +37,17 @@ if hasattr(signal, "SIGHUP"):
 CONFIG = GPTConfig(vocab_size=257, context_length=256, n_layer=2, n_head=4, n_embd=32)
 
 
+# The switches of other families than GPT-2, on the sizes of CONFIG.
+RMS_GATED = dict(norm="rms", norm_eps=1e-6, gated=True, n_hidden=40, rope_theta=100.0)
+LLAMA3 = (4.0, 1.0, 4.0, 24.0)  # factor, low, high, context: some of the pairs slower, some not
+FAMILIES: dict[str, dict] = {
+    "gpt2": {},
+    "llama": RMS_GATED | dict(bias="none", n_kv_head=2, rope_scaling=LLAMA3),
+    "qwen2": RMS_GATED | dict(bias="qkv", n_kv_head=1, rope_theta=1e4),
+    "qwen3": RMS_GATED | dict(bias="none", n_kv_head=2, head_size=12, qk_norm=True),
+}
+
+
 def pytest_addoption(parser) -> None:
     parser.addoption(
         "--full", action="store_true", help="tests/faults: all faults, not the share that CI takes"
@@ -164,16 +175,17 @@ def dataset_of(conversations: list[tuple[list[int], list[int]]]) -> Dataset:
     offsets = np.cumsum([0, *(len(ids) for ids, _ in conversations)])
     ids, mask = (np.concatenate([pair[part] for pair in conversations]) for part in (0, 1))
     sources = np.stack([np.zeros(len(conversations), int), np.arange(len(conversations))], axis=1)
-    return Dataset(ids.astype(np.int32), mask.astype(np.uint8), offsets, sources)
+    return Dataset(ids.astype(np.int32), mask.astype(np.float32), offsets, sources)
 
 
-def random_dataset(seed: int, number: int, longest: int = 40) -> Dataset:
+def random_dataset(seed: int, number: int, longest: int = 40, weights=(0, 1)) -> Dataset:
     """Ragged conversations; ids 0 and 256, which padding might be made of, stand everywhere among
-    the real ones."""
+    the real ones. The mask is drawn from the `weights`."""
     random = np.random.default_rng(seed)
     conversations = []
     for length in random.integers(2, longest + 1, number):
-        ids, mask = random.choice([0, 256, *range(257)], length), random.integers(0, 2, length)
+        ids = random.choice([0, 256, *range(257)], length)
+        mask = np.array(weights)[random.integers(0, len(weights), length)]
         mask[0], mask[random.integers(1, length)] = 0, 1
         conversations.append((ids, mask))
     return dataset_of(conversations)
