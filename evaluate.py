@@ -85,7 +85,7 @@ def score(questions: Sequence[Question], answers: Sequence[tuple[str, bool]]) ->
 def loss_on(model: GPT, tokenizer: Tokenizer, path: str, *rendering) -> float:
     """Mean nll of a file's supervised tokens; `rendering` as for `build_dataset`."""
     dataset, _ = build_dataset([find_file(path)], tokenizer, *rendering)
-    device = model.pos_emb.weight.device
+    device = model.final_norm.weight.device
     return evaluate_loss(model, dataset, np.arange(len(dataset)), 8192, device)
 
 

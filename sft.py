@@ -2,10 +2,9 @@
 
     python sft.py --data tiny_instruct.jsonl
 
-A record becomes ids and a loss mask in `chat_template.render`. This file goes on from there, in
-reading order: the options; which conversations a step draws; a micro-batch and its labels; the
-objective, and the gradient of a step; the model that a run starts from; the loop; what a checkpoint
-holds. What a run needs besides (files, signals, many processes, speed) stands in runtime/.
+`chat_template.render` has made ids and a loss mask of each record. In reading order: the options;
+which conversations a step draws; a micro-batch and its labels; the objective and its gradient; the
+model that a run starts from; the loop. What a run needs besides stands in runtime/.
 """
 
 import dataclasses
@@ -27,27 +26,27 @@ from chat_template import TEMPLATES, TRAIN_ON
 from model import GPT
 from runtime import distributed, fast, session
 from runtime.answers import Samples, samples_of
-from runtime.console import log
-from runtime.files import HERE, open_folder, prune, save_checkpoint
-from runtime.load import load_checkpoint, load_optimizer, path_of_base, read_run, restore
-from runtime.options import check_ranges, merge_options, option, parse_arguments
+from runtime.console import check_ranges, lasting, log, merge_options, option, parse_arguments
+from runtime.files import HERE, from_anywhere, mark_base, open_folder, prune, save_checkpoint
+from runtime.load import load_checkpoint, load_optimizer, read_run, restore
 from runtime.tokens import Data, Dataset, read_data
 from tokenizer import END_OF_TEXT, Tokenizer
 
 IGNORED = -100  # the label of a position that is not supervised
-Batch = tuple[Tensor, Tensor, list[int]]  # ids (N,), labels (N,), lengths of the conversations
+Batch = tuple[Tensor, Tensor, Tensor, list[int]]  # ids, labels, weights (N,); lengths
 MOST_LOGITS = 2**23  # logits in memory at a time: 32 MB of float32
 LEARNING_RATE, LEARNING_RATE_LORA = 1.5e-4, 1.5e-3
 ADAM_BETAS = (0.9, 0.95)
-# Adam divides a gradient by its own size. Rows of tokens that never occur have a tiny one, always
-# downwards; with the usual 1e-8 they would move as fast as the others, and be forgotten soonest.
+# Adam divides a gradient by its size: with the usual 1e-8, rows whose tokens never occur would move
+# as fast as the others.
 ADAM_EPS = 1e-5
-# What may differ when a run is resumed. `steps` makes another schedule; the others change no number
-# but for the last bits, which may depend on how sums are shared out among processes.
-CHANGEABLE = {"steps", "save_every", "keep_checkpoints", "resume", "cache", "fsdp"}
+# What may differ when a run is resumed: `steps` makes another schedule, the data are the same
+# elsewhere; the others change the last bits of sums, and what dropout draws.
+CHANGEABLE = {"steps", "save_every", "eval_every", "keep_checkpoints", "resume", "cache"}
+CHANGEABLE |= {"data", "val_data", "device", "dtype", "micro_batch_tokens", "compile", "fsdp"}
 
 
-# The options, one a line: the command line is made from them, and each checkpoint holds them.
+# The options, one a line: the command line is made from them, and checkpoints hold them.
 
 
 @dataclass
@@ -58,8 +57,9 @@ class Config:
     val_data: list[str] = option([], "validation files (default: 5 %% of the data, at most 200)")
     template: str | None = option(None, "default: the checkpoint's, else chatml", TEMPLATES)
     train_on: str = option("assistant", "supervise all answers, the last, all text", TRAIN_ON)
-    max_length: int | None = option(None, "longest in tokens (default: the context)", least=1)
+    max_length: int | None = option(None, "most tokens (default: the context, <= 8192)", least=1)
     overlong: str = option("drop", "what to do with longer ones", ("drop", "truncate"))
+    reasoning: str = option("drop", "what to do with an answer's reasoning", ("drop", "keep"))
 
     init: str = option("base.pt", "checkpoint, Hugging Face folder or name", group="model")
     dropout: float = option(0.0, "dropout in the model while training", least=0)
@@ -92,13 +92,12 @@ class Config:
     fsdp: bool = option(False, "share weights and optimiser out among torchrun's processes")
 
 
-# Which conversations a step draws: whole ones, at random. Steps of one length would bias the
-# gradient: length goes with the kind of task.
+# Which conversations a step draws: whole ones, at random. Steps of one length would be biased.
 
 
 def epoch_order(data: Data, seed: int, epoch: int) -> np.ndarray:
-    """All conversations of an epoch, as indices, in random order. Those of a file come as often as
-    its weight says; of a weight of 1.3, a third of them, newly drawn each epoch, comes twice."""
+    """All conversations of an epoch, as indices, in random order; a file's as often as its weight
+    says: of a weight of 1.3, a third, newly drawn each epoch, comes twice."""
     random = np.random.default_rng([seed, epoch])
     drawn = []
     for pool, weight in zip(data.pools, data.weights):
@@ -121,7 +120,7 @@ def cut_steps(order: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> list
 
 
 def draw_steps(data: Data, config: Config) -> Iterator[tuple[int, np.ndarray]]:
-    """(epoch, conversations) of step 1, 2, ..., without end: a function of the seed alone."""
+    """(epoch, conversations) of steps 1, 2, ...: a function of the seed alone."""
     for epoch in itertools.count():
         order = epoch_order(data, config.seed, epoch)
         for indices in cut_steps(order, data.train_set.lengths, config.batch_tokens):
@@ -129,12 +128,10 @@ def draw_steps(data: Data, config: Config) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def micro_batches_of(indices: np.ndarray, dataset: Dataset, n_tokens: int) -> list[np.ndarray]:
-    """This process's share of a step's conversations, sorted by length, in micro-batches of up to
-    `n_tokens` tokens: as many as every other process has, the last ones empty where need be, since
-    processes that share out a model have to compute it together."""
-    shares = [
-        indices[process :: distributed.world_size()] for process in range(distributed.world_size())
-    ]
+    """This process's share of a step's conversations, by length, in micro-batches of up to
+    `n_tokens` tokens: as many as every process has, empty where need be."""
+    n_processes = distributed.world_size()
+    shares = [indices[process::n_processes] for process in range(n_processes)]
     sorted_shares = [share[np.argsort(dataset.lengths[share], kind="stable")] for share in shares]
     cuts = [cut_steps(share, dataset.lengths, n_tokens) for share in sorted_shares]
     mine = cuts[distributed.rank()]
@@ -145,21 +142,23 @@ def micro_batches_of(indices: np.ndarray, dataset: Dataset, n_tokens: int) -> li
 
 
 def collate(dataset: Dataset, indices: np.ndarray, device: str = "cpu") -> Batch:
-    """ids (N,), labels (N,) and lengths of these conversations, one after the other.
+    """ids, labels and their weights, (N,) each, and lengths of these conversations, end to end.
 
     ids     <|im_start|> assistant  \n     Hello    <|im_end|>  \n
     mask          0          0       0       1           1       0
     labels      -100       -100    Hello  <|im_end|>   -100    -100
     """
     if not len(indices):  # an empty share: one token that nobody learns from
-        return torch.tensor([0], device=device), torch.tensor([IGNORED], device=device), [1]
+        ids, labels, weights = torch.tensor([[0], [IGNORED], [0]], device=device)
+        return ids, labels, weights.float(), [1]
     spans = [slice(*dataset.offsets[i : i + 2]) for i in indices]
     ids = torch.from_numpy(np.concatenate([dataset.ids[span] for span in spans])).to(device).long()
     mask = torch.from_numpy(np.concatenate([dataset.loss_mask[span] for span in spans])).to(device)
-    # The shift, here and nowhere else: a label is the next token, where that one is supervised. The
-    # first token of a conversation never is, so no label looks across the end of the one before.
-    labels = ids.roll(-1).where(mask.roll(-1).bool(), IGNORED)
-    return ids, labels, dataset.lengths[indices].tolist()
+    # The shift, here and nowhere else: a label is the next token, where that one is supervised. A
+    # conversation's first token never is, so no label looks across the end of the one before.
+    weights = mask.roll(-1)
+    labels = ids.roll(-1).where(weights > 0, IGNORED)
+    return ids, labels, weights, dataset.lengths[indices].tolist()
 
 
 # The objective, and the gradient of a step
@@ -175,42 +174,44 @@ def nll_sum(logits: Tensor, labels: Tensor) -> Tensor:
 def objective(logits: Tensor, labels: Tensor) -> Tensor:
     """What training minimises, summed over the labels: (n, V) and (n,) -> a scalar. Edit this one.
 
-    A sum, so that a step divides once, by all its supervised tokens: a mean of micro-batches' means
-    would weigh a token more where fewer others are supervised.
+    A sum, which a step divides once: means of micro-batches would weigh tokens unequally.
     """
     return nll_sum(logits, labels)
 
 
-def supervised_states(model: GPT, batch: Batch, autocast: Callable) -> tuple[Tensor, Tensor]:
-    """The hidden states (n, C) of a micro-batch that have a label, and their labels (n,)."""
-    ids, labels, lengths = batch
+def supervised_states(model: GPT, batch: Batch, autocast: Callable) -> tuple[Tensor, ...]:
+    """The hidden states (n, C) of a micro-batch that have a label; labels and weights (n,)."""
+    ids, labels, weights, lengths = batch
     with autocast():
         hidden = model(ids, lengths, head=False)  # (N, C)
     at = (labels != IGNORED).nonzero()[:, 0]  # (n,)
-    return hidden.index_select(0, at), labels[at]
+    return hidden.index_select(0, at), labels[at], weights[at]
 
 
-def losses(loss: Callable, model: GPT, hidden: Tensor, labels: Tensor, autocast: Callable):
-    """`loss(logits, labels)` of hidden states (n, C), of some rows at a time, one after the other:
-    the logits of all at once could fill the memory."""
+def losses(loss: Callable, model: GPT, autocast: Callable, states: Sequence[Tensor]):
+    """`loss(logits, labels)` times the weight, of some of the `supervised_states` at a time: of one
+    weight, and no more than fit into memory."""
+    hidden, labels, weights = states
     n_rows = max(1, MOST_LOGITS // model.config.vocab_size)
-    for rows, wanted in zip(hidden.split(n_rows), labels.split(n_rows)):
-        with autocast():
-            part = loss(model.tok_emb.logits(rows), wanted)
-        yield part
+    for weight in weights.unique().tolist():  # 1 alone as a rule
+        for rows in (weights == weight).nonzero()[:, 0].split(n_rows):
+            with autocast():
+                part = loss(model.tok_emb.logits(hidden[rows]), labels[rows])
+            yield weight * part
 
 
 def accumulate_gradients(
-    model: GPT, batches: Iterable[Batch], n_supervised: int, autocast: Callable = nullcontext
+    model: GPT, batches: Iterable[Batch], n_supervised: float, autocast: Callable = nullcontext
 ) -> float:
     """Add the gradient of objective / n_supervised over a step's micro-batches to the parameters;
-    give the sum of the objective. Logits are computed only where there is a label."""
+    give the objective's sum. Logits are computed only where there is a label."""
     total = 0.0
     for batch in batches:
-        hidden, labels = supervised_states(model, batch, autocast)
+        hidden, *labels = supervised_states(model, batch, autocast)
         # First the head forward and back, a part at a time, then all below it back.
         leaf = hidden.detach().requires_grad_()
-        for loss in losses(objective, model, leaf, labels, autocast):
+        leaf.grad = torch.zeros_like(leaf)
+        for loss in losses(objective, model, autocast, (leaf, *labels)):
             (loss / n_supervised).backward()
             total += loss.item()
         hidden.backward(leaf.grad)
@@ -222,13 +223,13 @@ def training_step(
     model: GPT,
     optimizer: torch.optim.Optimizer,
     batches: Iterable[Batch],
-    n_supervised: int,
+    n_supervised: float,
     grad_clip: float,
     autocast: Callable = nullcontext,
 ) -> tuple[float, float]:
-    """One update from the micro-batches of a step, over all processes. Gives the loss (objective a
-    supervised token, before the update) and the norm of the gradient (before clipping). Raises
-    FloatingPointError, and changes no weight, where one of the two is NaN or infinite."""
+    """One update from a step's micro-batches, over all processes. Gives the loss before it,
+    sum(weight * objective) / sum(weight) over the supervised tokens, and the gradient's norm before
+    clipping. Raises FloatingPointError, and changes no weight, where one of them is not finite."""
     total = accumulate_gradients(model, batches, n_supervised, autocast)
     loss = distributed.sum_over_processes([total])[0] / n_supervised
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -259,16 +260,15 @@ def evaluate_loss(
     device: str = "cpu",
     autocast: Callable = nullcontext,
 ) -> float:
-    """Mean nll of the supervised tokens of these conversations, stop tokens included, over all
-    processes."""
+    """Mean nll of these conversations' supervised tokens, stop tokens too, by their weight."""
     was_training, nll = model.training, 0.0
     model.eval()
     for micro_batch in micro_batches_of(indices, dataset, micro_batch_tokens):
         batch = collate(dataset, micro_batch, device)
-        parts = losses(nll_sum, model, *supervised_states(model, batch, autocast), autocast)
+        parts = losses(nll_sum, model, autocast, supervised_states(model, batch, autocast))
         nll += sum(part.item() for part in parts)
     model.train(was_training)
-    return distributed.sum_over_processes([nll])[0] / int(dataset.n_supervised[indices].sum())
+    return distributed.sum_over_processes([nll])[0] / dataset.n_supervised[indices].sum()
 
 
 def lr_at(step: int, n_steps: int, warmup_steps: int, peak: float) -> float:
@@ -278,7 +278,7 @@ def lr_at(step: int, n_steps: int, warmup_steps: int, peak: float) -> float:
 
 
 def make_optimizer(model: GPT, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW over what is trained; only matrices decay."""
+    """AdamW; only matrices decay."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay}
     vectors = {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0}
@@ -291,36 +291,39 @@ def make_optimizer(model: GPT, weight_decay: float) -> torch.optim.Optimizer:
 
 def start_model(config: Config) -> tuple[GPT, Tokenizer, dict]:
     """The model of --init with the template's special tokens, and adapters if asked for; its
-    tokenizer; where it came from. Settles config.template."""
+    tokenizer; its base. Settles config.template."""
     model, tokenizer, meta = load_checkpoint(config.init, dropout=config.dropout)
     lora.merge_lora(model)
     config.template = config.template or meta["template"] or "chatml"
     template, n_known = TEMPLATES[config.template], tokenizer.n_vocab
     tokenizer = tokenizer.with_special(template.special_tokens)
+    # A base that knew no template may have this one's tokens, and never have seen them.
+    names = () if meta["template"] else {*template.special_tokens} - {END_OF_TEXT}
+    unseen = {*map(tokenizer.special, names), *range(n_known, tokenizer.n_vocab)}
     if config.lora_rank:
         torch.manual_seed(config.seed)
         shape = config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets
-        lora.add_lora(model, *shape, token_ids=range(n_known, tokenizer.n_vocab))
+        lora.add_lora(model, *shape, token_ids=sorted(unseen))
     else:
         model.grow_vocab(tokenizer.n_vocab)
     stop = tokenizer.special(template.stop)
-    if stop >= n_known:  # so that it is likely from the start where the base expects a text to end
+    if stop in unseen:  # so that it is likely from the start where the base expects a text to end
         lora.copy_row(model.tok_emb, tokenizer.special(END_OF_TEXT), stop)
-    return model, tokenizer, {"path": path_of_base(meta["file"]), "template": meta["template"]}
+    return model, tokenizer, {"path": from_anywhere(meta["file"]), "template": meta["template"]}
 
 
 # The run
 
 
 def settle(config: Config, data: Data) -> Config:
-    """The options with all that they leave open, worked out from the data. Raises ValueError where
-    an epoch has no conversation."""
+    """The options with what they leave open. ValueError where an epoch has no conversation."""
+    if config.epochs > 10_000:
+        raise ValueError("--epochs is at most 10,000; --steps may say more")
     orders = (epoch_order(data, config.seed, epoch) for epoch in range(config.epochs))
     lengths, limit = data.train_set.lengths, config.batch_tokens
     an_epoch, *others = [len(cut_steps(order, lengths, limit)) for order in orders]
     if not an_epoch:
-        names = ", ".join(map(str, data.paths))
-        raise ValueError(f"{names}: nothing is left to train on at these weights")
+        raise ValueError(f"{data.paths[0]}: nothing is left to train on at these weights")
     n_steps = config.steps or an_epoch + sum(others)
     log(f"steps     {n_steps:,} of at most {limit:,} tokens, {an_epoch:,} an epoch")
     default_lr = LEARNING_RATE_LORA if config.lora_rank else LEARNING_RATE
@@ -339,50 +342,43 @@ class Run:
     autocast: Callable
     model: GPT
     tokenizer: Tokenizer
-    base: dict  # where the model came from: its path, and the template it knew, if any
+    base: dict  # the model's: its path, and the template it knew, if any
     data: Data
-    plan: Config  # the same options, with what they leave open worked out
+    plan: Config  # the options, with what they leave open
     optimizer: torch.optim.Optimizer
     samples: Samples  # shown before and after
     folder: Path | None  # known to the process that writes
-    last_step: int = 0  # of what was done before, if the run is resumed
+    last_step: int = 0  # done before, if the run is resumed
 
     def batches(self, step: int, indices: np.ndarray) -> Iterator[Batch]:
-        """This process's micro-batches of a step. Dropout is a function of the place in the run, so
-        that a resumed run draws what the first would have drawn."""
+        """This process's micro-batches of a step. Dropout is a function of the place in the run."""
         limit = self.config.micro_batch_tokens
         for i, micro_batch in enumerate(micro_batches_of(indices, self.data.train_set, limit)):
-            seed = np.random.SeedSequence(
-                [self.config.seed, step, i, distributed.rank()]
-            ).generate_state(1)[0]
-            torch.manual_seed(int(seed))
+            place = self.config.seed, step, i, distributed.rank()
+            torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
             yield collate(self.data.train_set, micro_batch, self.device)
 
     def validate(self, step: int) -> float | None:
         """Loss on the held-out conversations; None where there are none."""
-        data, limit = self.data, self.config.micro_batch_tokens
+        data, how = self.data, (self.config.micro_batch_tokens, self.device, self.autocast)
         if not len(data.val_indices):
             return None
-        val_loss = evaluate_loss(
-            self.model, data.val_set, data.val_indices, limit, self.device, self.autocast
-        )
+        val_loss = evaluate_loss(self.model, data.val_set, data.val_indices, *how)
         check_finite(step, val_loss=val_loss)
         return val_loss
 
 
 def prepare(argv: Sequence[str] | None) -> Run:
-    """All that comes before the first step, described as it is done. Raises ValueError and OSError
-    for what the user can mend."""
+    """All that comes before the first step. Raises ValueError, OSError for what a user can mend."""
     config, given = parse_arguments(Config, argv)
     check_ranges(config)
-    saved = None
-    if config.resume:
-        saved = read_run(config.resume, Config)
+    saved = read_run(config.resume, Config) if config.resume else None
+    if saved:
         config = merge_options(config, given, saved["args"], CHANGEABLE)
     device, dtype = distributed.choose_device(config.device, config.dtype, config.fsdp)
     log(f"device    {device}, {str(dtype)[6:]}, {torch.get_num_threads()} threads")
     folder, last_step = None, 0
-    with distributed.first_process_first():  # the others find what it has tokenised
+    with distributed.first_process_first():
         if saved:
             model, tokenizer, saved = restore(saved, config.dropout)
             base, folder, last_step = saved["base"], Path(saved["file"]).parent, saved["step"]
@@ -392,36 +388,37 @@ def prepare(argv: Sequence[str] | None) -> Run:
         log(f"template  {config.template}; supervised: {config.train_on}")
         data = read_data(config, tokenizer, model.config.context_length)
         if saved and saved["data_digest"] != data.digest:
-            raise ValueError(f"{config.resume}: the data are not those that this run started with")
+            what = "the data are not those that this run started with; to train on others, use"
+            raise ValueError(f"{config.resume}: {what} --init {config.resume}")
         plan = settle(config, data)
         if not saved and distributed.rank() == 0:
             name, protect = data.paths[0].stem, HERE / base["path"]
             folder = open_folder(config.out, name, config.overwrite, protect)
+            if config.lora_rank:
+                mark_base(protect, folder)
         log(f"folder    {folder}")
 
     model.to(torch.float64 if dtype == torch.float64 else torch.float32)
-    fast.keep_freed_memory()
+    fast.keep_freed_memory(dtype)
     fast.speed_up(model, device, config.compile)
     if config.fsdp:
         distributed.shard(model, device)
     optimizer = make_optimizer(model.to(device), config.weight_decay)
-    now = session.circumstances(device, config.fsdp)
-    session.describe_training(plan, model, saved, now)
+    session.describe_training(plan, model, saved, session.circumstances(device, config))
     if saved:
         load_optimizer(optimizer, saved.pop("optimizer"))
-    in_bf16 = {"dtype": torch.bfloat16, "enabled": dtype == torch.bfloat16}
-    autocast = functools.partial(torch.autocast, device, **in_bf16)
+    autocast = functools.partial(torch.autocast, device, torch.bfloat16, dtype == torch.bfloat16)
     parts = model, tokenizer, base, data, plan, optimizer, samples_of(data), folder, last_step
     return Run(config, device, autocast, *parts)
 
 
 def save(run: Run, step: int) -> None:
-    """Write a checkpoint, and only then remove those beyond --keep-checkpoints. It holds plain
-    values and tensors: all that a run needs to go on, and a reader to know what it is."""
+    """Write a checkpoint, plain values and tensors alone, and only then remove those beyond
+    --keep-checkpoints. Raises FloatingPointError where the update has left no finite weights."""
     model, config = run.model, run.config
-    weights = {"model": model.state_dict()}
-    if config.lora_rank:
-        weights = lora.adapter_state(model)
+    norm = torch.nn.utils.get_total_norm([*model.parameters()])
+    check_finite(step, norm_of_weights=distributed.unsharded(norm).item())
+    weights = lora.adapter_state(model) if config.lora_rank else {"model": model.state_dict()}
     content = {
         "step": step,
         "config": asdict(model.config),
@@ -430,12 +427,12 @@ def save(run: Run, step: int) -> None:
         "tokenizer": run.tokenizer.state(),
         "template": config.template,
         "stop": [run.tokenizer.special(TEMPLATES[config.template].stop)],
-        "args": asdict(dataclasses.replace(config, resume=None, overwrite=False)),
+        "args": lasting(config),
         "base": run.base,
         "data_digest": run.data.digest,
-        "circumstances": session.circumstances(run.device, config.fsdp),
+        "circumstances": session.circumstances(run.device, config),
     }
-    content = distributed.full_state_dict(content)  # every process takes part, and one writes
+    content = distributed.full_state_dict(content)  # takes all processes
     if distributed.rank() == 0:
         path = run.folder / f"checkpoint-{step:07d}.pt"
         save_checkpoint(path, content)
@@ -443,7 +440,7 @@ def save(run: Run, step: int) -> None:
 
 
 def train(run: Run, stop: session.StopSignals) -> int:
-    """The training loop; gives the exit status. Raises FloatingPointError where the loss is NaN."""
+    """The loop; gives the exit status."""
     plan, train_set = run.plan, run.data.train_set
     n_steps, first_step = plan.steps, run.last_step + 1
     if first_step > n_steps:
@@ -461,7 +458,7 @@ def train(run: Run, stop: session.StopSignals) -> int:
             group["lr"] = lr
 
         # Gradient and update
-        n_supervised = int(train_set.n_supervised[indices].sum())
+        n_supervised = train_set.n_supervised[indices].sum()
         batches = run.batches(step, indices)
         loss, grad_norm = training_step(
             step, run.model, run.optimizer, batches, n_supervised, plan.grad_clip, run.autocast
@@ -474,7 +471,7 @@ def train(run: Run, stop: session.StopSignals) -> int:
         # Record and save
         stopping = stop.wanted_by_any() and not is_last
         saving = stopping or is_last or step % plan.save_every == 0
-        row = step, epoch, loss, lr, grad_norm, n_supervised, val_loss
+        row = step, epoch, loss, lr, grad_norm, f"{n_supervised:.10g}", val_loss
         recorder.write(row, int(train_set.lengths[indices].sum()), saving)
         if saving:
             save(run, step)

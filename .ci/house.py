@@ -15,17 +15,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LINES = {
-    "tokenizer.py": 220,
-    "chat_template.py": 380,
-    "model.py": 340,
+    "tokenizer.py": 250,
+    "chat_template.py": 430,
+    "model.py": 400,
     "lora.py": 170,
     "sft.py": 500,
-    "chat.py": 160,
-    "evaluate.py": 160,
+    "chat.py": 180,
+    "evaluate.py": 170,
 }
 CORE = ("tokenizer.py", "chat_template.py", "model.py", "lora.py", "sft.py")
-CORE_LINES, CORE_BYTES, RUNTIME_LINES, DATA_LINES = 1600, 72 * 1024, 1600, 2000
-WIDTH, FUNCTION_LINES, README_WORDS = 100, 70, 1200
+CORE_LINES, CORE_BYTES, RUNTIME_LINES, DATA_LINES = 1750, 80 * 1024, 1700, 2000
+WIDTH, FUNCTION_LINES, README_WORDS = 100, 70, 1500
 FOLDERS = {".ci", "bench", "data", "docs", "experiments", "hf", "runtime", "tests"}
 OTHER_FILES = {".gitignore", "LICENSE", "README.md", "pyproject.toml", "requirements.txt"}
 # Who may import what of ours at the top of the file; the rest may import as it likes.

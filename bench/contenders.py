@@ -62,7 +62,7 @@ def ours(task: Task, record: Record, lora_rank: int = 0) -> None:
     model.train()
     record.start()
     for step, indices in enumerate(task.steps, 1):
-        n_supervised = int(task.dataset.n_supervised[indices].sum())
+        n_supervised = task.dataset.n_supervised[indices].sum()
         micro_batches = sft.micro_batches_of(indices, task.dataset, MICRO_BATCH_TOKENS)
         batches = (sft.collate(task.dataset, each, task.device) for each in micro_batches)
         loss, _ = sft.training_step(

@@ -23,6 +23,7 @@ from task import (
     floating_point_operations,
     format_table,
     machine,
+    make_task,
     measure,
     median,
     shared_arguments,
@@ -137,6 +138,10 @@ def describe(args: argparse.Namespace, first: dict) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
+    try:
+        make_task(args)  # rather here than in each contender of each round
+    except (OSError, ValueError) as error:
+        return fail(error)
     folders = {"before": Path(args.before).resolve()} if args.before else {}
     results = measure(commands_of(args), args.rounds, folders)
     floors = results.pop("floor")

@@ -279,7 +279,7 @@ def run_script(command: Sequence[str], folder: Path | None = None) -> dict:
     )
     if process.returncode:
         lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
-        return {"error": lines[-1]}
+        return {"error": lines[-1].removeprefix("error: ")}
     result = json.loads(process.stdout.splitlines()[-1])
     if "started_at" in result:
         result["ready_seconds"] = result["started_at"] - launched_at

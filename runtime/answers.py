@@ -1,33 +1,38 @@
-"""Answers of a model, a base or a tuned one; and a few of them shown before and after training."""
+"""Answers of a model, a base or a tuned one; and what is shown of answers and conversations."""
 
+import argparse
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from chat_template import TEMPLATES, Message, render_prompt
+from chat_template import TEMPLATES, TRAIN_ON, Message, render, render_prompt
 from model import GPT
-from runtime.console import log, one_line
+from runtime.console import accept_any_text, fail, log, one_line, printable
 from runtime.distributed import is_sharded, rank
-from runtime.records import read_conversation, read_raw
+from runtime.load import load_checkpoint
+from runtime.records import data_files, read_conversation, read_raw
 from runtime.tokens import Data, Dataset
 from tokenizer import END_OF_TEXT, Tokenizer
 
 SAMPLE_TOKENS = 40  # of an answer that is shown
 
 
-def prompt_of(
-    messages: Sequence[Message], tokenizer: Tokenizer, template: str | None
-) -> tuple[list[int], int]:
-    """The ids that ask for an answer to the messages, and the id that ends it. A base knows no
-    turns: it is given their bare text, each on its line, as documents stand in its pretraining."""
-    if template is None:
-        stop = tokenizer.special(END_OF_TEXT)
-        text = "".join(message.content + "\n" for message in messages)
-        return [stop, *tokenizer.encode(text)], stop
-    stop = tokenizer.special(TEMPLATES[template].stop)
-    return render_prompt(messages, tokenizer, template), stop
+def stop_ids(tokenizer: Tokenizer, template: str | None) -> list[int]:
+    """What ends an answer: the template's stop token; end-of-text, as after a document."""
+    stops = [END_OF_TEXT] if template is None else [TEMPLATES[template].stop, END_OF_TEXT]
+    return [tokenizer.special(name) for name in dict.fromkeys(stops)]
+
+
+def prompt_of(messages: Sequence[Message], tokenizer: Tokenizer, template: str | None) -> list[int]:
+    """The ids that ask for an answer to the messages. A base knows no turns: it is given their bare
+    text, each on its line, as documents stand in its pretraining."""
+    if template:
+        return render_prompt(messages, tokenizer, template)
+    text = "".join(TEMPLATES["chatml"].text(message) + "\n" for message in messages)
+    return [tokenizer.special(END_OF_TEXT), *tokenizer.encode(text)]
 
 
 def generate_answers(
@@ -44,10 +49,11 @@ def generate_answers(
     context, answers = model.config.context_length, {}
     room = max(context - max_new_tokens, context // 2)
     asked = [prompt_of(messages, tokenizer, template) for messages in conversations]
-    by_length = sorted(range(len(asked)), key=lambda i: len(asked[i][0]))
+    by_length = sorted(range(len(asked)), key=lambda i: len(asked[i]))
+    stop = stop_ids(tokenizer, template)
     for first in range(0, len(asked), batch_size):
         rows = by_length[first : first + batch_size]
-        prompts, stop = [asked[i][0][-room:] for i in rows], [asked[0][1]]
+        prompts = [asked[i][-room:] for i in rows]
         new_ids = model.generate(prompts, max_new_tokens, stop=stop)
         for i, prompt, ids in zip(rows, prompts, new_ids):
             text = tokenizer.decode(ids)
@@ -57,25 +63,20 @@ def generate_answers(
     return [answers[i] for i in range(len(asked))]
 
 
-# A few answers, before and after
-
-
 def pick_samples(
     dataset: Dataset, paths: Sequence[Path], indices: np.ndarray, number: int = 3
 ) -> list[list[Message]]:
     """Of the first conversations among `indices`, those with the fewest turns that end in an
     answer, read again from their files."""
-    wanted = [tuple(source) for source in dataset.sources[indices[: 10 * number]].tolist()]
-    found = {}
-    for file_index, path in enumerate(paths):
-        records = {record for file, record in wanted if file == file_index}
-        raws = itertools.islice(read_raw(path), max(records, default=-1) + 1)
-        for record, (line, raw) in enumerate(raws):
-            if record in records:
-                _, messages = read_conversation(path, line, raw)
+    found = dict.fromkeys(map(tuple, dataset.sources[indices[: 10 * number]].tolist()))
+    for file, path in enumerate(paths):
+        n_read = max((record + 1 for of, record in found if of == file), default=0)
+        for record, raw in enumerate(itertools.islice(read_raw(path), n_read)):
+            if (file, record) in found:
+                _, messages = read_conversation(path, *raw)
                 if messages[-1].role == "assistant" and len(messages) > 1:
-                    found[file_index, record] = messages
-    return sorted((found[source] for source in wanted if source in found), key=len)[:number]
+                    found[file, record] = messages
+    return sorted(filter(None, found.values()), key=len)[:number]
 
 
 def samples_of(data: Data) -> "Samples":
@@ -94,7 +95,7 @@ class Samples:
     def ask(self, name: str, model: GPT, tokenizer: Tokenizer, template: str | None) -> None:
         """Print each question with the answers given before, this model's, and the wanted one. A
         model that is shared out among processes answers only where all of them ask."""
-        if not self.conversations or (rank() and not is_sharded(model.pos_emb.weight)):
+        if not self.conversations or (rank() and not is_sharded(model.final_norm.weight)):
             return
         questions = [messages[:-1] for messages in self.conversations]
         given = generate_answers(model, tokenizer, template, questions, SAMPLE_TOKENS)
@@ -105,4 +106,46 @@ class Samples:
                 log(f"  {message.role:<10}{one_line(message.content)}")
             for answered, texts in self.answers.items():
                 log(f"    {answered:<8}{one_line(texts[i])}")
-            log(f"    wanted  {one_line(messages[-1].content)}\n")
+            log(f"    wanted  {one_line(TEMPLATES[template or 'chatml'].text(messages[-1]))}\n")
+
+
+def show_mask(ids: Sequence[int], loss_mask: Sequence[int], tokenizer, colour: bool = True) -> str:
+    """The tokens, supervised ones in green (without colour: in brackets), a line for each line."""
+    context, supervised = ("\x1b[2m{}\x1b[0m", "\x1b[30;42m{}\x1b[0m") if colour else ("{}", "[{}]")
+    shown = ""
+    for token_id, is_supervised in zip(ids, loss_mask):
+        token = tokenizer.decode_bytes([token_id]).decode("utf-8", errors="backslashreplace")
+        shown += (supervised if is_supervised else context).format(printable(token))
+        shown += "\n" if token.endswith("\n") else "|"
+    return shown
+
+
+def show_conversations(argv: Sequence[str] | None = None) -> int:
+    """`python chat_template.py FILE`; gives the exit status."""
+    parser = argparse.ArgumentParser(description="Show conversations token by token.")
+    add = parser.add_argument
+    add("data", help="a file of conversations, or a folder of such files")
+    add("--template", choices=TEMPLATES, default="chatml")
+    add("--train-on", choices=TRAIN_ON, default="assistant")
+    add("--init", default="data/base.pt", help="checkpoint with the tokenizer (%(default)s)")
+    add("--reasoning", choices=("drop", "keep"), default="drop")
+    add("--number", type=int, default=3, help="how many conversations to show (%(default)s)")
+    args = parser.parse_args(argv)
+    accept_any_text()
+    try:
+        special = TEMPLATES[args.template].special_tokens
+        tokenizer = load_checkpoint(args.init)[1].with_special(special)
+        raws = ((path, *raw) for path in data_files(args.data) for raw in read_raw(path))
+        for path, line, raw in (shown := list(itertools.islice(raws, args.number))):
+            _, messages = read_conversation(path, line, raw, args.reasoning)
+            ids, loss_mask = render(messages, tokenizer, args.template, args.train_on)
+            n_supervised = sum(weight > 0 for weight in loss_mask)
+            where = f"{printable(str(path))}:{line}"
+            print(f"{where}: {len(ids)} tokens, {n_supervised} supervised")
+            tokens = show_mask(ids, loss_mask, tokenizer, not os.environ.get("NO_COLOR"))
+            print(tokens + "\n", flush=True)
+        if not shown:
+            raise ValueError(f"{args.data}: no record in this file")
+    except (OSError, ValueError) as error:
+        return fail(error)
+    return 0

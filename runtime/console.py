@@ -1,12 +1,20 @@
-"""What a run says: one process speaks, and nothing that it prints can drive the terminal."""
+"""The terminal: what is printed there, by one process, and cannot drive it; the command line, made
+from a dataclass of options, and a check of their values from anywhere."""
 
+import argparse
 import contextlib
+import dataclasses
+import functools
+import math
 import os
 import reprlib
 import sys
 import time
+import typing
+from collections.abc import Iterable, Sequence
 
 from runtime.distributed import rank
+from runtime.files import from_anywhere
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -19,11 +27,6 @@ def one_line(text: str, width: int = 160) -> str:
     return printable(text) if len(text) <= width else printable(text[:width]) + " ..."
 
 
-def quoted(value: object) -> str:
-    """Any value out of a file, for an error: however large or deeply nested it is, a short text."""
-    return printable(reprlib.repr(value))
-
-
 def accept_any_text() -> None:
     """Print in a terminal that knows no é, too; read bytes that are no text, to refuse them."""
     for stream, errors in ((sys.stdout, "backslashreplace"), (sys.stdin, "surrogateescape")):
@@ -31,14 +34,9 @@ def accept_any_text() -> None:
             stream.reconfigure(errors=errors)
 
 
-def nobody_reads() -> bool:
-    """Whether `log` has found that whoever read the output is gone."""
-    return hasattr(sys.stdout, "nobody_reads")
-
-
 def log(text: str, start: str = "", end: str = "\n") -> None:
     """Print, as process 0, and nothing that drives the terminal: a file's name may hold anything.
-    Where nobody reads any more (a closed terminal or pipe), the training loop saves and stops."""
+    Where nobody reads any more (a closed terminal or pipe), `StopSignals` will know."""
     if rank() == 0:
         try:
             print(start + printable(text, keep="\n"), end=end, flush=True)
@@ -61,7 +59,87 @@ class LiveLine:
 
 
 def fail(error: Exception | str) -> int:
-    """One line on stderr; gives the exit status."""
+    """One line on stderr; gives the exit status. Where whoever read the output is gone (`| head`),
+    nothing, and the status that SIGPIPE would give."""
+    if isinstance(error, BrokenPipeError):
+        sys.stdout = open(os.devnull, "w")
+        return 141
     before = "\n" if sys.stdout.isatty() else ""
     print(f"{before}error: {printable(str(error))}", file=sys.stderr)
     return 2
+
+
+def option(default, help: str, choices: Iterable[str] | None = None, **more):
+    """A field of a dataclass of options. `least`: of a number; `group`: of help, begins here."""
+    make = default.copy if isinstance(default, list) else lambda: default
+    metadata = {"help": help, "choices": choices, **more}
+    return dataclasses.field(default_factory=make, metadata=metadata)
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def types_of(one: dataclasses.Field) -> tuple[tuple[type, ...], bool]:
+    """What its value may be, or the items of a list; and whether it is a list."""
+    types = typing.get_args(one.type) or (one.type,)
+    return types + (int,) * (float in types), typing.get_origin(one.type) is list
+
+
+def parse_arguments(options: type, argv: Sequence[str] | None) -> tuple:
+    """The options, and the names of those that the command line gives."""
+    form = functools.partial(argparse.HelpFormatter, max_help_position=38, width=118)
+    about = {"description": options.__doc__, "formatter_class": form}
+    group = parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS, **about)
+    for one in dataclasses.fields(options):
+        (kind, *_), is_list = types_of(one)
+        default = " ".join(one.default_factory()) if is_list else one.default_factory()
+        shown = "" if default in (None, "") or kind is bool else f" ({default})"
+        if "group" in one.metadata:
+            group = parser.add_argument_group(one.metadata["group"])
+        choices, metavars = one.metadata["choices"], {str: "NAME", int: "N", float: "X"}
+        how = {"type": kind, "choices": choices, "metavar": None if choices else metavars.get(kind)}
+        if kind is bool:
+            how = {"action": argparse.BooleanOptionalAction}
+        if is_list:  # `--data a --data b` means both, as `--data a b` does
+            how |= {"nargs": "+", "action": "extend"}
+        group.add_argument(flag(one.name), help=one.metadata["help"] + shown, **how)
+    given = vars(parser.parse_args(argv))
+    return options(**given), set(given)
+
+
+def check_ranges(config) -> None:
+    """Raises ValueError for a value that the command line would not take."""
+    for one in dataclasses.fields(config):
+        value, (types, is_list) = getattr(config, one.name), types_of(one)
+        items = value if is_list else [value]
+        good = isinstance(items, list) and all(isinstance(item, types) for item in items)
+        if good and value is not None and one.metadata["choices"]:
+            good = value in one.metadata["choices"]
+        elif good and value is not None and "least" in one.metadata:
+            good = one.metadata["least"] <= value < (1 if "dropout" in one.name else math.inf)
+        if not good:
+            short = printable(reprlib.repr(value))  # a file's may be large, or deeply nested
+            raise ValueError(f"{flag(one.name)} {short} is out of range")
+
+
+def lasting(config) -> dict:
+    """The options as a checkpoint holds them, with names of files that are right in any folder."""
+    files = {name: [*map(from_anywhere, getattr(config, name))] for name in ("data", "val_data")}
+    return dataclasses.asdict(dataclasses.replace(config, resume=None, overwrite=False, **files))
+
+
+def merge_options(config, given: set[str], before, changeable: set[str]):
+    """The options of a run to resume, with those changed that may be. Raises ValueError where the
+    command line gives another value for one that would change the numbers."""
+    new = {name: getattr(config, name) for name in given}
+    changed = {name for name in given - changeable if new[name] != getattr(before, name)}
+    if changed:
+        flags = ", ".join(map(flag, sorted(changed)))
+        how = f"this run has other values of {flags}; leave them out to resume it (for more epochs,"
+        how += f" give --steps), or start another run from it with --init {config.resume}"
+        raise ValueError(f"{config.resume}: {how}")
+    if new.get("steps", before.steps) != before.steps:
+        what = f"{config.steps:,} steps: this is not the run that had them from the start"
+        log(f"schedule  computed anew for {what}")
+    return dataclasses.replace(before, **new)

@@ -1,9 +1,9 @@
 """Many processes: the same step everywhere, each process its share (torchrun sft.py ...).
 
-All read the same data and compute the same order, so that nothing is exchanged but sums: of losses,
-of gradients, of wishes to stop. Process 0 prints and writes for all. With `--fsdp` each keeps only
-its part of every weight, gradient and optimiser state, and fetches a block's weights when it is
-that block's turn (Zhao et al., 2023, https://arxiv.org/abs/2304.11277). Whole tensors are saved.
+All compute the same order of the same data, so that nothing is exchanged but sums: of losses, of
+gradients, of wishes to stop. Process 0 prints and writes for all. With `--fsdp` each keeps only its
+part of every weight, gradient and optimiser state, and fetches a block's weights when it is that
+block's turn (Zhao et al., 2023, https://arxiv.org/abs/2304.11277). Whole tensors are saved.
 """
 
 import contextlib
@@ -27,14 +27,18 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
+    """As torchrun says. Without a rank, a cluster's number of tasks is not one of processes."""
+    return int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Meet the others, if there are any (numbers travel with gloo, those on GPUs with NCCL), and
-    leave with them: one that is gone would break their connections. Raises ConnectionError where
-    another process has ended: then each of them ends, at once."""
+    """Meet the others, if there are any, and leave with them. Raises ConnectionError where another
+    process has ended, ValueError where nothing says how the many that are told of meet."""
+    needed = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    if os.environ.get("WORLD_SIZE", "1") != "1" and (missing := needed - os.environ.keys()):
+        how = "start with torchrun, or unset WORLD_SIZE for one process"
+        raise ValueError(f"WORLD_SIZE is set, but not {', '.join(sorted(missing))}: {how}")
     try:
         if world_size() > 1 and not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -46,17 +50,16 @@ def together() -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        message = "another process of this run has ended; its own message says why"
-        where = f"{type(error).__name__} in process {rank()}"
-        raise ConnectionError(f"{message} ({where})") from error
+        where = f"its own message says why ({type(error).__name__} in process {rank()})"
+        raise ConnectionError(f"another process of this run has ended; {where}") from error
 
 
 def choose_device(device: str, dtype: str, fsdp: bool = False) -> tuple[str, torch.dtype]:
     """The device, and the number format: bfloat16 (autocast) where a GPU has it in hardware. Raises
     ValueError for what this machine does not have."""
     if fsdp and world_size() == 1:
-        how = "torchrun --nproc_per_node=2 sft.py --fsdp ..."
-        raise ValueError(f"--fsdp is for several processes: {how}")
+        what = "--fsdp is for several processes"
+        raise ValueError(f"{what}: torchrun --nproc_per_node=2 sft.py --fsdp ...")
     has_mps = torch.backends.mps.is_available() and world_size() == 1  # it talks to no other one
     available = {"cuda": torch.cuda.is_available(), "mps": has_mps, "cpu": True}
     chosen = next(name for name in available if available[name]) if device == "auto" else device
@@ -79,8 +82,8 @@ def barrier() -> None:
 
 @contextlib.contextmanager
 def first_process_first() -> Iterator[None]:
-    """Let each machine's first process go ahead, and the others follow: they then find what it has
-    tokenised, and an error in the data or the arguments is reported once."""
+    """Let each machine's first process go ahead, and the others find what it has tokenised; an
+    error in the data or the arguments is then reported once."""
     is_first = int(os.environ.get("LOCAL_RANK", 0)) == 0
     if not is_first:
         barrier()
@@ -99,8 +102,8 @@ def sum_over_processes(values: Sequence[float]) -> list[float]:
 
 
 def all_reduce_gradients(parameters: Sequence[Tensor]) -> None:
-    """Add up the gradients of all processes, in messages of 32 MB: one a parameter would be mostly
-    waiting, one for all would need their memory again. FSDP has done it in the backward pass."""
+    """Add up the gradients of all processes (FSDP has), in messages of 32 MB: one a parameter would
+    be mostly waiting, one for all would need their memory again."""
     if world_size() == 1 or is_sharded(parameters[0]):
         return
     bucket: list[Tensor] = []
@@ -114,9 +117,9 @@ def all_reduce_gradients(parameters: Sequence[Tensor]) -> None:
 
 
 def shard(model: GPT, device: str) -> None:
-    """Leave on `device` only this process's part of each weight, in place; a block's travel
-    together. Losses are divided by all processes' tokens, so gradients are to be added up: not
-    FSDP's default, a mean (https://github.com/pytorch/pytorch/issues/162338: gloo's is a sum)."""
+    """Leave on `device` only this process's part of each weight, in place. Gradients are added up,
+    since losses are divided by all processes' tokens: FSDP's default is a mean
+    (https://github.com/pytorch/pytorch/issues/162338: gloo's is a sum)."""
     from torch.distributed.device_mesh import init_device_mesh  # takes most of a second to import
     from torch.distributed.fsdp import fully_shard
 
@@ -143,10 +146,10 @@ def full_state_dict(value: object) -> object:
         return {key: full_state_dict(item) for key, item in value.items()}
     if isinstance(value, list):
         return [full_state_dict(item) for item in value]
-    if is_sharded(value):
-        whole = unsharded(value)
-        return whole.cpu() if rank() == 0 else None
-    return value
+    if not is_sharded(value):
+        return value
+    whole = unsharded(value)
+    return whole.cpu() if rank() == 0 else None
 
 
 def shard_like(tensor: Tensor, parameter: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import functools
+import os
 from pathlib import Path
 
 import torch
@@ -11,13 +12,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 import model as plain
+from runtime.distributed import world_size
 
 ROW_MULTIPLE = 32  # oneDNN compiles a kernel for each number of rows; so that these are few
 
 
 def speed_up(model: plain.GPT, device: str, compile_blocks: bool = False) -> plain.GPT:
-    """Replace parts of a model, in place, by forms that compute the same in less time on `device`;
-    weights and their names stay as they are."""
+    """Replace parts of a model, in place, by forms that compute the same in less time on `device`:
+    padded attention on GPUs and in compiled blocks, oneDNN's products on some processors."""
     if device != "cpu" or compile_blocks:
         # Not compiled: it would be another graph for each number and kind of rectangles.
         attend = torch.compiler.disable(attend_padded) if compile_blocks else attend_padded
@@ -25,14 +27,12 @@ def speed_up(model: plain.GPT, device: str, compile_blocks: bool = False) -> pla
         for block in model.blocks:
             block.attn.attend = functools.partial(attend, block.attn)
     else:
-        for name, module in list(model.named_modules()):
-            if type(module) is plain.TokenEmbedding:
-                module.sparse = True  # its gradient, a matrix (V, C) of mostly zeros otherwise
-                if is_slow_with_mkl():
-                    module.logits = functools.partial(onednn_logits, module)
-            elif type(module) is nn.Linear and is_slow_with_mkl():
-                parent, _, attribute = name.rpartition(".")
-                setattr(model.get_submodule(parent), attribute, OneDNNLinear(module))
+        # Its gradient, a matrix (V, C) of mostly zeros; in messages all must be dense.
+        model.tok_emb.sparse = world_size() == 1
+        products = {plain.TokenEmbedding: "logits", nn.Linear: "forward"}
+        for module in model.modules() if is_slow_with_mkl() else ():
+            if product := products.get(type(module)):
+                setattr(module, product, functools.partial(linear, module))
     if compile_blocks:
         compiled = torch.compile(plain.Block.forward, dynamic=True)
         for block in model.blocks:
@@ -40,23 +40,23 @@ def speed_up(model: plain.GPT, device: str, compile_blocks: bool = False) -> pla
     return model
 
 
-def forward_compiled(compiled, block: plain.Block, x: Tensor, spans, cache, layer: int) -> Tensor:
-    """A block's forward, compiled; not in generation, whose many shapes are as many graphs: torch
-    would give up, and training would get none."""
+def forward_compiled(compiled, block: plain.Block, x, spans, rotation, cache, layer) -> Tensor:
+    """Plain in generation, whose many shapes are as many graphs: torch would give up on all."""
     forward = compiled if cache is None else plain.Block.forward
-    return forward(block, x, spans, cache, layer)
+    return forward(block, x, spans, rotation, cache, layer)
 
 
-def keep_freed_memory() -> None:
-    """Tell glibc to keep freed blocks. It would give large ones back to the kernel after each step,
-    which would clear them again for the next one: 15 % of a step's time. Elsewhere, nothing."""
+def keep_freed_memory(dtype: torch.dtype = torch.float32) -> None:
+    """Tell glibc, where it is, to keep large freed blocks: the kernel would clear them again for
+    each step, 15 % of its time. And oneDNN, whose products are those in bfloat16, to keep few of
+    its kernels, one for each number of rows: they took three times the memory of the whole run."""
+    if dtype == torch.bfloat16:
+        for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+            os.environ.setdefault(cache, "16")
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-4, 0)  # M_MMAP_MAX
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-
-
-# On GPUs and under torch.compile: one attention for all conversations, in padded rectangles
 
 
 class Spans:
@@ -78,24 +78,21 @@ class Spans:
 def attend_padded(
     attention: plain.CausalSelfAttention, q: Tensor, k: Tensor, v: Tensor, spans: Spans
 ) -> Tensor:
-    """`CausalSelfAttention.attend`: three (N, H, D) -> (N, H, D). The padding stands behind all
-    tokens of its row, and attention looks back only, so no mask is needed."""
+    """`CausalSelfAttention.attend`: (N, H, D), two (N, K, D) -> (N, H, D). No mask is needed: the
+    padding stands behind all tokens of its row, and attention looks back only."""
     dropout, attended = attention.dropout if attention.training else 0.0, []
-    tokens = (part.split(spans.sizes) for part in (q, k, v))  # (n, H, D) each
+    tokens = (part.split(spans.sizes) for part in (q, k, v))  # (n, heads, D) each
     for (B, T), at, *parts in zip(spans.shapes, spans.places, *tokens):
         flat = (part.new_zeros(B * T, *part.shape[1:]).index_copy(0, at, part) for part in parts)
-        padded = (part.unflatten(0, (B, T)).transpose(1, 2) for part in flat)  # (B, H, T, D)
-        y = F.scaled_dot_product_attention(*padded, dropout_p=dropout, is_causal=True)
+        padded = (part.unflatten(0, (B, T)).transpose(1, 2) for part in flat)  # (B, heads, T, D)
+        y = plain.attention(*padded, dropout_p=dropout, is_causal=True)
         attended.append(y.transpose(1, 2).flatten(0, 1).index_select(0, at))  # (n, H, D)
     return torch.cat(attended)
 
 
-# On processors on which MKL is slow: products by oneDNN, which comes with torch, too
-
-
 @functools.cache
 def is_slow_with_mkl() -> bool:
-    """Whether this is one of AMD's processors: there oneDNN multiplied 1.15 to 2.3 times as fast as
+    """On AMD's processors oneDNN, which comes with torch, multiplied 1.15 to 2.3 times as fast as
     MKL, which torch asks for float32; on one of Intel's there was no difference."""
     try:
         is_amd = "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
@@ -124,8 +121,7 @@ class OneDNNProduct(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         x_grad = weight_grad = None
-        # The last few rows go to MKL: padding would copy all.
-        whole = len(x) - len(x) % ROW_MULTIPLE
+        whole = len(x) - len(x) % ROW_MULTIPLE  # the last rows go to MKL: padding would copy all
         if ctx.needs_input_grad[0]:
             x_grad = grad[whole:] @ weight
             if whole:
@@ -137,25 +133,10 @@ class OneDNNProduct(torch.autograd.Function):
         return x_grad, weight_grad, grad.sum(0) if ctx.has_bias else None
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear`, by oneDNN where it can: in float32."""
+def linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """`forward` of a linear layer, or `logits` of an embedding, by oneDNN where it can: in float32.
+    (N, in) -> (N, out)"""
+    bias = getattr(layer, "bias", None)
     if len(x) and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
-        return OneDNNProduct.apply(x, weight, bias)
-    return F.linear(x, weight, bias)
-
-
-class OneDNNLinear(nn.Linear):
-    """Takes the place of a linear layer, whose weights it has."""
-
-    def __init__(self, layer: nn.Linear):
-        super().__init__(layer.in_features, layer.out_features, device="meta")
-        self.weight, self.bias = layer.weight, layer.bias
-        self.train(layer.training)
-
-    def forward(self, x: Tensor) -> Tensor:  # (N, in) -> (N, out)
-        return linear(x, self.weight, self.bias)
-
-
-def onednn_logits(embedding: plain.TokenEmbedding, x: Tensor) -> Tensor:
-    """`TokenEmbedding.logits`: (n, C) -> (n, V)."""
-    return linear(x, embedding.weight)
+        return OneDNNProduct.apply(x, layer.weight, bias)
+    return F.linear(x, layer.weight, bias)

@@ -1,8 +1,6 @@
-"""A run's folder: checkpoints and a log that no kill, full disk or bad sector spoils; and checks of
-what is read from files."""
+"""Files that no kill, full disk or bad sector spoils, and checks of what is read from them."""
 
 import contextlib
-import csv
 import errno
 import hashlib
 import itertools
@@ -12,12 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
 HERE = Path(__file__).resolve().parent.parent
 TRAILER = "\nsha256 {}\n"
 TRAILER_SIZE = len(TRAILER.format("0" * 64))
+BASE_MARK = "base-{}.txt"  # of a checkpoint's name: says which adapters stand on it
 
 
 def find_file(path: str | Path) -> Path:
@@ -29,10 +29,19 @@ def find_file(path: str | Path) -> Path:
     raise FileNotFoundError(f"{path}: no such file (nor under {HERE / 'data'})")
 
 
+def from_anywhere(file: str) -> str:
+    """A name for FILE or FILE:WEIGHT that is right in any folder: absolute, or, in the repository,
+    from there on. What is no file (a pipe, a published model) keeps its name."""
+    path, names = Path(file).resolve(), (file, file.rpartition(":")[0])
+    if not any(os.path.isfile(name) or os.path.isdir(name) for name in names):
+        return file
+    return str(path.relative_to(HERE) if path.is_relative_to(HERE) else path)
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that is written beside `path`, synced, and then renamed to it, so that under that name
-    there is never half a file. Raises OSError, and leaves nothing, where there is no room."""
+    """A file that is written beside `path`, synced, and then renamed to it, so that there is never
+    half a one. Raises OSError, and leaves nothing, where there is no room."""
     temporary = path.with_suffix(".tmp")
     try:
         with open(temporary, "w+b") as file:
@@ -68,19 +77,18 @@ def plot_losses(log_path: Path) -> None:
         from matplotlib.figure import Figure
 
         axes = Figure(figsize=(7, 4)).subplots()
-        rows = [*csv.DictReader(log_path.read_text().splitlines())]
-        for column, style in (("loss", "-"), ("val_loss", "o-")):
-            points = [(int(row["step"]), float(row[column])) for row in rows if row[column]]
-            axes.plot(*zip(*points), style, label=column) if points else None
+        log = np.genfromtxt(log_path, delimiter=",", names=True)  # where there is none, NaN
+        for column, style in (("loss", "-"), ("val_loss", "o")):
+            axes.plot(log["step"], log[column], style, label=column)
         axes.set(xlabel="step", ylabel="loss (nats per supervised token)")
         axes.legend()
         axes.figure.savefig(log_path.with_name("loss.png"), dpi=120, bbox_inches="tight")
 
 
 def open_folder(out: str | None, name: str, overwrite: bool, protect: Path) -> Path:
-    """Make `out`, which must hold no run unless it is to be overwritten; if it is None, out/NAME-N,
-    a new N each time. Raises ValueError where there is a run, or the checkpoint `protect` that
-    the new one starts from; OSError where another process is at work in there."""
+    """Make `out`, or, if it is None, a new out/NAME-N. Raises ValueError where it holds a run that
+    is not to be overwritten, or may not be: one with the checkpoint `protect`, or with an adapter's
+    base; OSError where another process is at work in there."""
     for number in () if out else itertools.count(1):
         with contextlib.suppress(FileExistsError):
             folder = Path(f"out/{name}-{number}")
@@ -94,6 +102,9 @@ def open_folder(out: str | None, name: str, overwrite: bool, protect: Path) -> P
     if earlier and protect.resolve().is_relative_to(folder.resolve()):
         how = "which this run starts from; choose another --out"
         raise ValueError(f"--overwrite would remove {protect}, {how}")
+    if earlier and (mark := next(folder.glob(BASE_MARK.format("*")), None)):
+        how = f"see {mark}; choose another --out"
+        raise ValueError(f"--overwrite would remove a checkpoint that an adapter stands on, {how}")
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder):
         for path in earlier:
@@ -102,21 +113,20 @@ def open_folder(out: str | None, name: str, overwrite: bool, protect: Path) -> P
 
 
 @contextlib.contextmanager
-def lock(folder: Path, wait: bool = False) -> Iterator[None]:
+def lock(folder: Path) -> Iterator[None]:
     """Keep other processes that ask for this lock out, until the block or this process ends,
-    however it ends. Raises OSError where another one is in there, or waits."""
+    however it ends. Raises OSError where another one is in there."""
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(ImportError):  # not every system has such locks
+        try:
             import fcntl
 
             descriptor = os.open(folder, os.O_RDONLY)
             stack.callback(os.close, descriptor)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                raise OSError(f"{folder}: another process is at work in this folder") from None
-            except OSError:  # nor has every network drive
-                pass
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(f"{folder}: another process is at work in this folder") from None
+        except (ImportError, OSError):  # not every system or network drive has such locks
+            pass
         yield
 
 
@@ -125,13 +135,22 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-*.pt"), reverse=True)
 
 
+def mark_base(base: Path, adapter: Path) -> None:
+    """Note beside a run's checkpoint which adapter stands on it: `prune` keeps it then."""
+    if base.match("checkpoint-*.pt"):
+        with contextlib.suppress(OSError):  # who may not write there
+            with open(base.with_name(BASE_MARK.format(base.name)), "a") as file:
+                file.write(f"the adapter in {adapter.resolve()} stands on this checkpoint\n")
+
+
 def prune(newest: Path, keep: int) -> None:
-    """Remove all but `keep` of the checkpoints beside `newest`, once that one is safe, and what a
-    kill has left."""
+    """Once `newest` is safe, remove all but `keep` of the checkpoints there, and what a kill has
+    left; but none that an adapter stands on."""
     earlier = [path for path in checkpoints_in(newest.parent) if path < newest]
     kept = {newest, *earlier[: keep - 1]}  # a later one was damaged, else we had resumed from it
     for path in set(newest.parent.glob("checkpoint-*")) - kept:
-        path.unlink()
+        if not path.with_name(BASE_MARK.format(path.name)).exists():
+            path.unlink()
 
 
 def is_whole(path: Path) -> bool:
@@ -147,9 +166,6 @@ def is_whole(path: Path) -> bool:
         if error.errno == errno.EIO:  # a bad sector
             return False
         raise
-
-
-# Text and values out of files
 
 
 def decode_utf8(path: str | Path, number: int, data: bytes) -> str:

@@ -1,10 +1,11 @@
-"""Reading checkpoints. Nothing in one is ever executed, and nothing in it is believed unchecked.
+"""Reading checkpoints: nothing in one is executed, and nothing believed unchecked.
 
-A checkpoint is one file of plain values and tensors, with its SHA-256 behind it. It describes
-itself: "config" of the model, its weights ("model", or "lora" and "adapter" beside the "base" they
-belong to), "tokenizer", "template" and "stop" ids, the run's "args", its "step" and "optimizer".
+A checkpoint is one file of plain values and tensors, with its SHA-256 behind it: "config" of the
+model, its weights ("model", or "lora" and "adapter" beside the "base" they belong to), "tokenizer",
+"template" and "stop" ids, the run's "args", its "step" and "optimizer".
 """
 
+import glob
 import sys
 import zipfile
 from pathlib import Path
@@ -17,10 +18,9 @@ import hf
 from chat_template import TEMPLATES
 from lora import add_lora, fingerprint, lora_state_dict, merge_lora
 from model import GPT, GPTConfig
-from runtime.console import one_line, printable
+from runtime.console import check_ranges, one_line, printable
 from runtime.distributed import shard_like
-from runtime.files import HERE, check_plain, check_tensors, checkpoints_in, find_file, is_whole
-from runtime.options import check_ranges
+from runtime.files import check_plain, check_tensors, checkpoints_in, find_file, is_whole
 from tokenizer import Tokenizer
 
 TENSORS = ("model", "adapter", "optimizer")  # what tensors stand in; all else is text and numbers
@@ -75,36 +75,27 @@ def read_run(folder: str, options: type) -> dict:
 def load_checkpoint(
     path: str | Path, device: str = "cpu", dropout: float = 0.0, depth: int = 0
 ) -> tuple[GPT, Tokenizer, dict]:
-    """The model, in float32 (float64 if it was trained so); its tokenizer; and what else the file
-    holds: "template" (None for a base), "stop" ids, "base", "args", "step", "optimizer". `path` may
-    also name a model in Hugging Face's format: "gpt2" or another published one, or a folder.
-
-    Raises FileNotFoundError, and ValueError as `read_checkpoint` and `restore`.
-    """
-    if hf.find_gpt2(path):
-        model, tokenizer, meta = hf.load(path, dropout)
-    else:
-        model, tokenizer, meta = restore(read_checkpoint(path), dropout, depth)
+    """Model, in float32 (float64 if it was trained so), tokenizer, and what else the file holds:
+    "template" (None for a base), "stop" ids and more. `path` may also name a model in Hugging
+    Face's format: a published one ("gpt2") or a folder. Raises as `read_checkpoint`, `restore`."""
+    is_ours = not hf.find_model(path)
+    loaded = restore(read_checkpoint(path), dropout, depth) if is_ours else hf.load(path, dropout)
+    model, tokenizer, meta = loaded
     return model.to(device).eval(), tokenizer, meta
 
 
 def restore(saved: dict, dropout: float = 0.0, depth: int = 0) -> tuple[GPT, Tokenizer, dict]:
-    """Model, tokenizer and the rest of what `read_checkpoint` gives. A LoRA run's model is put
-    together from its base and its adapter. Raises ValueError where something is missing or does not
-    fit, or the base is another one."""
+    """Model, tokenizer and the rest of what `read_checkpoint` gives. Raises ValueError where
+    something is missing or does not fit, or an adapter's base is another one."""
     try:
         check_tensors(saved["adapter" if "adapter" in saved else "model"])
         if "adapter" in saved:
-            if depth == DEEPEST_BASE:
-                raise ValueError(f"more than {DEEPEST_BASE} adapters stand on one another")
-            base, _, _ = load_checkpoint(saved["base"]["path"], dropout=dropout, depth=depth + 1)
-            model = attach_adapter(merge_lora(base), saved)
+            model, saved["base"] = put_on_base(saved, dropout, depth)
         else:
             model = build_model(saved["config"], saved["model"], dropout)
         tokenizer = Tokenizer.from_state(saved["tokenizer"])
-        n_tokens, n_known = tokenizer.n_vocab, model.config.n_vocab
-        if n_tokens > n_known:
-            raise ValueError(f"{n_tokens} tokens, of which the model knows {n_known}")
+        if tokenizer.n_vocab > (n_known := model.config.n_vocab):
+            raise ValueError(f"{tokenizer.n_vocab} tokens, of which the model knows {n_known}")
         if saved["template"] is not None:
             tokenizer.special(TEMPLATES[saved["template"]].stop)
     except ValueError as error:
@@ -112,8 +103,8 @@ def restore(saved: dict, dropout: float = 0.0, depth: int = 0) -> tuple[GPT, Tok
     except (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
         reason = one_line(str(error).partition("\n")[0]) or type(error).__name__
         raise ValueError(f"{saved['file']}: not a checkpoint of sft.py ({reason})") from error
-    left_out = ("model", "adapter", "tokenizer")
-    return model, tokenizer, {key: saved[key] for key in saved if key not in left_out}
+    in_hand = "model", "adapter", "tokenizer"
+    return model, tokenizer, {key: saved[key] for key in saved if key not in in_hand}
 
 
 class WithoutStartValues(TorchFunctionMode):
@@ -126,10 +117,11 @@ class WithoutStartValues(TorchFunctionMode):
 
 def build_model(sizes: dict, weights: dict[str, Tensor], dropout: float) -> GPT:
     """A model with these weights. Raises TypeError or RuntimeError where they do not fit the sizes,
-    before memory or time is taken for what a hostile file asks for."""
-    if any(type(size) is not int for name, size in sizes.items() if name != "dropout"):
-        raise TypeError("the sizes of the model are no whole numbers")
-    config = GPTConfig(**{**sizes, "dropout": dropout})
+    before a hostile file takes memory or time."""
+    config = GPTConfig(**{**sizes, "dropout": float(dropout)})
+    kinds, wanted = ([*map(type, vars(c).values())] for c in (config, GPTConfig(1, 1)))
+    if kinds != wanted or [*map(type, config.rope_scaling)] not in ([], [float] * 4):
+        raise TypeError("the sizes of the model are of other types")
     if config.n_layer > len(weights):
         raise TypeError(f"{len(weights)} weights for a model of {config.n_layer:,} layers")
     with torch.device("meta"), WithoutStartValues():  # shapes, without memory
@@ -139,11 +131,21 @@ def build_model(sizes: dict, weights: dict[str, Tensor], dropout: float) -> GPT:
     return model.double() if is_double else model.float()
 
 
-def path_of_base(file: str) -> str:
-    """What a run calls its base: the file, since a folder's newest checkpoint may be another one
-    tomorrow; from the repository on, if it is in there. A published model's name stays a name."""
-    path = Path(file).resolve() if Path(file).exists() else Path(file)
-    return str(path.relative_to(HERE) if path.is_relative_to(HERE) else path)
+def put_on_base(saved: dict, dropout: float, depth: int) -> tuple[GPT, dict]:
+    """An adapter on its base, and "base" with the path where that was: the old one, or beside the
+    adapter, if both were copied to another machine. Raises ValueError where it is in neither."""
+    if depth == DEEPEST_BASE:
+        raise ValueError(f"more than {DEEPEST_BASE} adapters stand on one another")
+    path, folder, reasons = saved["base"]["path"], Path(saved["file"]).resolve().parent, []
+    here, name = folder / "base.pt", glob.escape(Path(path).name)
+    beside = [path for form in ("*/", "") for path in folder.parent.glob(form + name)]
+    for place in (path, here, *(beside if depth == 0 else ())):
+        try:
+            base, _, _ = load_checkpoint(place, dropout=dropout, depth=depth + 1)
+            return attach_adapter(merge_lora(base), saved), saved["base"] | {"path": str(place)}
+        except (OSError, ValueError) as error:
+            reasons.append(error)
+    raise ValueError(f"{reasons[0]}; this adapter stands on {path}: put that there, or at {here}")
 
 
 def attach_adapter(model: GPT, saved: dict) -> GPT:
@@ -154,36 +156,32 @@ def attach_adapter(model: GPT, saved: dict) -> GPT:
         raise ValueError("the adapter was trained on another base model than this one")
     ranks = {len(tensor) for name, tensor in adapter.items() if name.endswith("lora_a")}
     token_ids, wrong = arguments["token_ids"], "the adapter does not fit its own configuration"
-    largest_id = model.config.n_vocab + len(token_ids) - 1
-    if ranks != {arguments["rank"]} or max(token_ids, default=0) > largest_id:
+    n_known = model.config.n_vocab + len(token_ids)
+    if ranks != {arguments["rank"]} or max(token_ids, default=0) >= n_known:
         raise ValueError(f"{wrong}: rank {ranks}, {len(token_ids)} tokens")
-    missing_or_unknown = lora_state_dict(add_lora(model, **arguments)).keys() ^ adapter.keys()
-    if missing_or_unknown:
-        raise ValueError(f"{wrong}: {min(missing_or_unknown)}")
+    if unlike := lora_state_dict(add_lora(model, **arguments)).keys() ^ adapter.keys():
+        raise ValueError(f"{wrong}: {min(unlike)}")
     model.to(next(iter(adapter.values())).dtype)  # float64, if it was trained so
     model.load_state_dict(adapter, strict=False)  # strict over the adapter: checked just above
     return model
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
-    """Go on with a saved state: whole tensors, of which this process takes its part where
-    parameters are shared out. Options stay as they are. Raises ValueError where it is another
-    model's."""
+    """Go on with a saved state, of whole tensors; options stay as they are. Raises ValueError where
+    it is another model's: torch's kernels would believe its shapes."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     is_adamw = isinstance(optimizer, torch.optim.AdamW)
     try:
-        state = {i: {**values} for i, values in saved["state"].items()}
+        state = {i: {**values} for i, values in {**saved}["state"].items()}
         if state.keys() != set(range(len(parameters))) and (state or is_adamw):
             raise TypeError("it is of other parameters")
         for i, values in state.items():
             tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
             check_tensors(tensors)
             shapes, whole = {name: t.shape for name, t in tensors.items()}, parameters[i].shape
-            fits = all(shape in ((), whole) for shape in shapes.values())
-            if is_adamw:
-                fits = shapes == {"step": (), "exp_avg": whole, "exp_avg_sq": whole}
-            if not fits:
-                raise TypeError(f"parameter {i} has another shape")  # the kernel would believe it
+            of_adamw = {"step": (), "exp_avg": whole, "exp_avg_sq": whole}
+            if not (shapes == of_adamw if is_adamw else {*shapes.values()} <= {(), whole}):
+                raise TypeError(f"parameter {i} has another shape")
             values.update({name: shard_like(t, parameters[i]) for name, t in tensors.items()})
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -15,22 +15,20 @@ import torch
 
 from model import GPT
 from runtime import distributed, files
-from runtime.console import LiveLine, accept_any_text, fail, log, nobody_reads
+from runtime.console import LiveLine, accept_any_text, fail, log
 from runtime.distributed import rank
 from runtime.files import checkpoints_in
 
 
 class StopSignals(contextlib.ExitStack):
-    """Ctrl-C, SIGTERM and SIGHUP, as KeyboardInterrupt with the signal's number; but inside the
-    training loop, which sets `in_loop`, the first one only asks the loop to stop after its step, so
-    that the run is saved. A KeyboardInterrupt that nobody catches ends the `with` block and goes no
-    further. Only a process's main thread may set handlers; in another one, nothing is set."""
+    """Ctrl-C, SIGTERM and SIGHUP, as KeyboardInterrupt that goes no further than the `with` block;
+    inside the training loop, which sets `in_loop`, the first one only asks it to save and stop."""
 
     requested, in_loop = 0, False
 
     def __enter__(self) -> "StopSignals":
         self.push(lambda kind, *_: kind is KeyboardInterrupt)
-        if threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread():  # no other one may set handlers
             names = "SIGINT", "SIGTERM", "SIGHUP"  # which Windows does not have
             for number in {getattr(signal, name, signal.SIGTERM) for name in names}:
                 if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
@@ -44,55 +42,78 @@ class StopSignals(contextlib.ExitStack):
 
     def wanted_by_any(self) -> bool:
         """Whether one of the processes was asked to stop, or nobody reads what is printed."""
-        return distributed.sum_over_processes([float(self.requested > 0 or nobody_reads())])[0] > 0
+        stopping = self.requested > 0 or hasattr(sys.stdout, "nobody_reads")
+        return distributed.sum_over_processes([float(stopping)])[0] > 0
 
     def status(self, default: signal.Signals = signal.SIGTERM) -> int:
         return 128 + (self.requested or default)
 
 
 def run_safely(prepare: Callable, train: Callable, argv: Sequence[str] | None) -> int:
-    """`train(prepare(argv), stop)`, with an exit status whatever happens: 0; 2 after one line for
+    """`train(prepare(argv), stop)`; gives an exit status whatever happens: 0; 2 after one line for
     an error that the user can mend; 128 and the signal's number after a signal."""
-    run, mendable = None, (OSError, ValueError)
+    run = None
     with StopSignals() as stop:
         try:
             accept_any_text()
             with distributed.together():
                 run = prepare(argv)
-                mendable = OSError, FloatingPointError  # a full disk, perhaps; a rate too high
+                stop.callback(remove_if_empty, run.folder)
                 with files.lock(run.folder) if rank() == 0 else contextlib.nullcontext():
                     return train(run, stop)
-        except mendable as error:
+        except Exception as error:
+            # A full disk, perhaps; a rate that is too high; before the run, a value out of range.
+            mendable = isinstance(error, (OSError, FloatingPointError if run else ValueError))
+            if not mendable and not is_lack_of_memory(error):
+                raise
+            reason = str(error) if mendable else "out of memory"
+            if run and not mendable:
+                half = min(run.config.micro_batch_tokens, run.config.batch_tokens) // 2
+                reason += f"; try --micro-batch-tokens {half}, or a lower --max-length"
             if run and rank() == 0:
                 kept = next(map(str, checkpoints_in(run.folder)), "none was written yet")
-                error = f"{error}. Last good checkpoint: {kept}"
-            return fail(error)
+                reason += f". Last good checkpoint: {kept}"
+            return fail(reason)
         except KeyboardInterrupt:
-            if run is None:
-                log("\ninterrupted before the first step: there is nothing to save")
-            elif rank() == 0 and checkpoints_in(run.folder):
-                log(f"\ninterrupted; to go on: {resume_command(run.folder)}")
-            else:
-                log("\ninterrupted; nothing was saved")
+            saved = run and rank() == 0 and checkpoints_in(run.folder)
+            what = f"to go on: {resume_command(run.folder)}" if saved else "nothing was saved"
+            log(f"\ninterrupted; {what}")
             return stop.status(signal.SIGINT)
     return 128 + stop.requested  # a signal came while one of these messages was printed
 
 
+def is_lack_of_memory(error: Exception) -> bool:
+    """Whether memory has run out, of the computer or of a GPU: torch has several errors for it."""
+    signs = "can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED"
+    told = isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    return told or isinstance(error, MemoryError)
+
+
+def remove_if_empty(folder: Path | None) -> None:
+    """Take a run's folder away that holds nothing: no checkpoint, and no step in its log."""
+    if folder and not checkpoints_in(folder):
+        with contextlib.suppress(OSError):
+            if (folder / "log.csv").read_text().strip() == Recorder.COLUMNS:
+                (folder / "log.csv").unlink()
+            folder.rmdir()
+
+
 def exit_process(status: int) -> None:
     """FSDP leaves threads, which may abort Python's own exit; torchrun would call it a failure."""
-    if distributed.world_size() > 1:
-        os._exit(status)
-    sys.exit(status)
+    leave = os._exit if distributed.world_size() > 1 else sys.exit
+    leave(status)
 
 
 def resume_command(folder: Path) -> str:
     return f"python sft.py --resume {shlex.quote(str(folder))}"
 
 
-def circumstances(device: str, fsdp: bool) -> str:
-    """All that the last bits of a run depend on, beside its arguments."""
+def circumstances(device: str, options) -> str:
+    """All that the last bits of a run depend on, but for what may not change (`sft.CHANGEABLE`)."""
     threads = f"{torch.get_num_threads()} threads, {distributed.world_size()} processes"
-    return f"torch {torch.__version__}, {device}, {threads}" + (", --fsdp" if fsdp else "")
+    tokens = min(options.micro_batch_tokens, options.batch_tokens)
+    ways = ", ".join(f"{name} {getattr(options, name)}" for name in ("dtype", "compile", "fsdp"))
+    return f"torch {torch.__version__}, {device}, {threads}, {ways}, {tokens} tokens at a time"
 
 
 def describe_base(model: GPT, path: str) -> None:
@@ -109,8 +130,10 @@ def describe_training(options, model: GPT, saved: dict | None, now: str) -> None
     log(f"training  {what}, {n_trained:.2f} M parameters; learning rate {options.lr:g}")
     if saved:
         log(f"resuming  {saved['file']}, with step {saved['step'] + 1:,}")
-        if (before := saved.get("circumstances")) != now:
-            log(f"          saved with {before}; now {now}: the last bits may differ")
+    if saved and (before := saved.get("circumstances")) != now:
+        draws = options.dropout or options.lora_dropout
+        what = "dropout may draw other numbers" if draws else "the last bits may differ"
+        log(f"          saved with {before}; now {now}: {what}")
 
 
 class Recorder:
@@ -119,23 +142,19 @@ class Recorder:
     COLUMNS = "step,epoch,loss,learning_rate,gradient_norm,supervised_tokens,val_loss"
 
     def __init__(self, folder: Path, first_step: int, n_steps: int):
-        """In the log, the rows of the steps that a resumed run does again are dropped."""
+        """The log's rows of steps that a resumed run does again are dropped."""
         self.first_step, self.n_steps, self.n_tokens = first_step, n_steps, 0
         self.live, self.started = LiveLine(), time.monotonic()
         if rank() == 0:
             path, rows = folder / "log.csv", [self.COLUMNS]
-            before = path.read_text(errors="replace") if path.is_file() else ""
-            for line in before.replace("\0", "").splitlines():  # a power cut may leave NULs
-                step, *others = line.split(",")
-                is_whole = len(others) == self.COLUMNS.count(",") and step.isdecimal()
-                rows += [line] if is_whole and int(step) < first_step else []
+            if path.is_file():  # a row a step; a kill may have left half a one behind them
+                rows = path.read_text(errors="replace").splitlines()[:first_step]
             with files.replacing(path) as file:  # at no moment are the rows of earlier steps gone
                 file.write("".join(row + "\r\n" for row in rows).encode())
             self.file = open(path, "a", newline="")
 
     def write(self, row: Sequence[float | None], n_tokens: int, saving: bool) -> None:
-        """`row`: the values of COLUMNS. `saving`: the rows are to be on the disk before the
-        checkpoint that stands for them."""
+        """`row`: values of COLUMNS. `saving`: its checkpoint comes next, so the rows go to disk."""
         step, _, loss, lr, *_, val_loss = row
         if rank() == 0:
             try:
@@ -144,8 +163,8 @@ class Recorder:
                 if saving:
                     os.fsync(self.file.fileno())
             except OSError as error:
-                why = f"could not be written ({error.strerror})"
-                raise OSError(f"{self.file.name}: {why}") from error
+                place = self.file.name
+                raise OSError(f"{place}: could not be written ({error.strerror})") from error
         self.n_tokens += n_tokens
         seconds = time.monotonic() - self.started
         left = round(seconds / (step + 1 - self.first_step) * (self.n_steps - step))
@@ -153,9 +172,6 @@ class Recorder:
         line += f"  {self.n_tokens / seconds:,.0f} tokens/s  {left // 60}:{left % 60:02} left"
         line += "" if val_loss is None else f"  val loss {val_loss:.4f}"
         self.live.show(line, last=val_loss is not None or step == self.n_steps)
-
-
-# How a run ends
 
 
 def finished(folder: Path, keep_checkpoints: int, before: bool) -> int:

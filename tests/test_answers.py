@@ -12,7 +12,7 @@ import sft
 from chat_template import TEMPLATES, Message, render_prompt
 from model import GPT
 from runtime import answers, tokens
-from runtime.answers import Samples, generate_answers, prompt_of
+from runtime.answers import Samples, generate_answers, prompt_of, stop_ids
 from runtime.records import read_raw
 
 
@@ -25,16 +25,35 @@ def test_the_prompt_is_the_templates(tokenizer, template: str):
     """Claim 4."""
     tokenizer = tokenizer.with_special(TEMPLATES[template].special_tokens)
     messages = [Message("system", "s"), Message("user", "q")]
-    prompt, stop = prompt_of(messages, tokenizer, template)
+    prompt = prompt_of(messages, tokenizer, template)
     assert prompt == render_prompt(messages, tokenizer, template)
-    assert stop == tokenizer.special(TEMPLATES[template].stop)
 
 
 def test_a_base_is_asked_in_lines(tokenizer):
     """It knows no turns: end of text, where a document begins, then each message on its line. The
     last line has an end, too, or the base would go on with the question."""
     messages = [Message("system", "s"), Message("user", "<|endoftext|>")]
-    assert prompt_of(messages, tokenizer, None) == ([256, *b"s\n<|endoftext|>\n"], 256)
+    assert prompt_of(messages, tokenizer, None) == [256, *b"s\n<|endoftext|>\n"]
+
+
+@pytest.mark.parametrize(
+    "template, stops",
+    [(None, [256]), ("chatml", [258, 256]), ("llama2", [258, 256]), ("alpaca", [256])],
+)
+def test_an_answer_ends_at_the_stop_token_and_at_end_of_text(tokenizer, template, stops):
+    """A model that was tuned on documents alone says end-of-text, whatever its template: that ends
+    an answer, and is no part of it."""
+    special = TEMPLATES[template].special_tokens if template else ()
+    tokenizer = tokenizer.with_special(special)
+    assert stop_ids(tokenizer, template) == stops
+    for stop in stops:
+        model = make_model(vocab_size=tokenizer.n_vocab, n_vocab=tokenizer.n_vocab)
+        model.final_norm.weight.data.zero_()  # whatever it is asked, it says this token
+        model.final_norm.bias.data.copy_(model.tok_emb.weight.data[stop] * 100)
+        assert generate_answers(model, tokenizer, template, asked("q"), 9) == [("", True)]
+        model.final_norm.bias.data.copy_(model.tok_emb.weight.data[ord("a")] * 100)
+        said = generate_answers(model, tokenizer, template, asked("q"), 9)
+        assert said == [("a" * 9, False)]
 
 
 def test_samples_and_scores_ask_alike(tmp_path: Path, monkeypatch):

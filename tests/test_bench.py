@@ -83,7 +83,7 @@ def test_a_padded_batch_teaches_what_our_micro_batch_teaches(small_task: task.Ta
     """Its labels, shifted as transformers shifts them, are our labels at the same tokens."""
     indices = small_task.steps[0]
     batch = task.padded_batch(small_task.dataset, indices)
-    ids, labels, lengths = collate(small_task.dataset, indices)
+    ids, labels, _, lengths = collate(small_task.dataset, indices)
     is_token = batch["attention_mask"].bool()
     assert is_token.sum(1).tolist() == lengths and len(set(lengths)) > 1
     assert batch["input_ids"][is_token].equal(ids)
@@ -295,6 +295,38 @@ def test_what_cannot_be_compared_is_refused_before_the_first_round(
     with pytest.raises(SystemExit) as ended:
         sft_speed.parse(argv)
     assert ended.value.code == 2 and reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        ("{]", "data.jsonl:1: not valid JSON"),
+        ('{"text": "a"}', "GPT-2's vocabulary is not on this"),
+    ],
+)
+def test_what_every_contender_would_fail_at_is_told_once(
+    tmp_path: Path, monkeypatch, capsys, content: str, reason: str
+) -> None:
+    """Before the rounds, which take minutes."""
+
+    def missing() -> None:
+        raise OSError("GPT-2's vocabulary is not on this machine")
+
+    if "GPT-2" in reason:
+        monkeypatch.setattr(task.Tokenizer, "gpt2", missing)
+    else:
+        letters = Tokenizer({bytes([i]): i for i in range(256)}, {"<|endoftext|>": 256})
+        monkeypatch.setattr(task.Tokenizer, "gpt2", lambda: letters)
+    monkeypatch.setattr(sft_speed, "measure", lambda *_: pytest.fail("a round"))
+    (tmp_path / "data.jsonl").write_text(content)
+    assert sft_speed.main(["--data", str(tmp_path / "data.jsonl"), "--against", ""]) == 2
+    err = capsys.readouterr().err
+    assert err.count("error: ") == err.count("\n") == 1 and reason in err
+
+
+def test_an_error_is_named_once(tmp_path: Path) -> None:
+    (tmp_path / "fails.py").write_text("import sys; sys.exit('error: no room')")
+    assert task.run_script([str(tmp_path / "fails.py")]) == {"error": "no room"}
 
 
 def test_two_states_stand_side_by_side_in_one_table(earlier: Path, monkeypatch, capsys) -> None:

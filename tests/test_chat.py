@@ -1,6 +1,7 @@
 """chat.py: what the model is asked, what the screen shows, and what happens when the context is
 full."""
 
+import io
 import json
 import random
 import re
@@ -16,6 +17,7 @@ import sft
 from chat_template import TEMPLATES, Message, render_prompt
 from model import GPT
 from runtime.console import printable
+from runtime.load import load_checkpoint
 from tokenizer import Tokenizer
 
 
@@ -61,7 +63,9 @@ def talk(tuned, monkeypatch, capsys):
         def type_line(prompt: str = "") -> str:
             if not pending:
                 raise EOFError
-            return pending.pop(0)
+            if (line := pending.pop(0)) == "<Ctrl-C>":
+                raise KeyboardInterrupt
+            return line
 
         monkeypatch.setattr(
             GPT, "stream", lambda model, *args, **named: script.stream(*args, **named)
@@ -140,6 +144,50 @@ def test_a_full_context_loses_its_oldest_turns_whole(talk, tokenizer):
     assert "error: this message makes a prompt of 180 tokens; the context has room for 156\n" in out
 
 
+def test_several_lines_are_one_message(talk, tokenizer):
+    """From /paste up to /end, or to the end of the input, just as they stand; commands among them
+    are text. Ctrl-C and a block of nothing ask nothing."""
+    block = ["Story: Eric was by the lake.", "", "  /reset", "Where was Eric? "]
+    typed = [
+        "/paste",
+        *block,
+        " /end",
+        "/paste",
+        "/end",
+        "/paste",
+        "lost",
+        "<Ctrl-C>",
+        "/paste now",
+    ]
+    script = Script("by the lake", "yes")
+    out, err = talk(script, [*typed, "/paste", "Sure?", "Really?"])
+    first = ["user: Story: Eric was by the lake.\n\n  /reset\nWhere was Eric? "]
+    second = [*first, "assistant: by the lake", "user: Sure?\nReally?"]
+    assert read_back(script.prompts, tokenizer) == [chatml(*first), chatml(*second)]
+    assert err == "" and out.count("/paste takes all lines") == 2  # at the start, for "/paste now"
+
+
+def test_an_over_full_chat_goes_on(tuned, monkeypatch, capsys):
+    """With the real model, until the turns are several times what the context holds."""
+    lines = [f"question {number} " + "x" * 30 for number in range(12)]
+    typed = iter(lines)
+    monkeypatch.setattr("builtins.input", lambda prompt="": next(typed, "/quit"))
+    asked, genuine = [], GPT.stream
+
+    def stream(model, prompts, *args, **named):
+        asked.extend(prompts)
+        return genuine(model, prompts, *args, **named)
+
+    monkeypatch.setattr(GPT, "stream", stream)
+    assert chat.main([str(tuned), "--max-new-tokens", "40"]) == 0
+    out, err = capsys.readouterr()
+    assert "error" not in out and "messages were dropped)\n" in err
+    assert len(asked) == 12 and max(map(len, asked)) <= 256 - 40
+    opening = render_prompt([], load_checkpoint(tuned)[1])
+    for line, prompt in zip(lines, asked):
+        assert prompt[: -len(opening) - 2][-len(line) :] == [*line.encode()]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_fit_keeps_as_many_turns_as_there_is_room_for(tokenizer, seed):
     """Against trying every number of dropped turns; a turn is a user message and all that follows
@@ -189,9 +237,9 @@ def written_forms(text: str, template: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("template", ["chatml", "json"])
 def test_every_character_is_shown_as_soon_as_it_is_whole(template, monkeypatch):
-    """Claim 4, read back: the pieces join to the text; no half character, half escape or half
-    surrogate pair is shown, and nothing that is complete is held back, while the model writes one
-    byte at a time."""
+    """Claim 4, read back: the pieces join to the text; no half character is shown, and nothing that
+    is complete is held back, while the model writes one byte at a time. Of JSON's strings, nothing
+    is shown before the end."""
     tokenizer = Tokenizer(
         {bytes([i]): i for i in range(256)}, {"<|endoftext|>": 256, "<|im_end|>": 257}
     )
@@ -211,7 +259,7 @@ def test_every_character_is_shown_as_soon_as_it_is_whole(template, monkeypatch):
                     for n in range(len(text), -1, -1)
                     if sent.startswith("".join(form[:n]).encode())
                 )
-                assert "".join(shown) == text[:whole]
+                assert "".join(shown) == ("" if template == "json" else text[:whole])
 
         monkeypatch.setattr(GPT, "stream", stream)
         for piece in chat.stream_answer(model, tokenizer, template, [Message("user", "q")], 99, {}):
@@ -245,7 +293,7 @@ def test_an_answer_drives_no_terminal(talk, tokenizer):
     script = Script(wild, wild, wild, wild)
     out, _ = talk(script, ["hi", "on"], "--base")
     harmless = "\\x1b[2Jred\\x07\\r\\u202eback\\x9b1m\nend"
-    assert out.split("\n", 1)[1] == f"base:  {harmless}\ntuned: {harmless}\n" * 2 + "\n"
+    assert out.split("\n", 2)[2] == f"base:  {harmless}\ntuned: {harmless}\n" * 2 + "\n"
     assert read_back(script.prompts[3:], tokenizer) == [
         chatml("user: hi", f"assistant: {wild}", "user: on")
     ]
@@ -257,8 +305,48 @@ def test_prompt_prints_the_answer_alone(talk):
     flags = "--temperature 0.5 --top-k 7 --top-p 0.25 --seed 11 --max-new-tokens 20".split()
     assert talk(script, [], "--prompt", "hi", *flags) == ("the\nanswer\n", "")
     expected = {"temperature": 0.5, "top_k": 7, "top_p": 0.25, "seed": 11}
-    expected |= {"max_new_tokens": 20, "stop": [258]}
+    expected |= {"max_new_tokens": 20, "stop": [258, 256]}
     assert script.sampling == [expected]
+
+
+@pytest.mark.parametrize(
+    "flags, n_written, told",
+    [
+        ("--max-new-tokens 20", 20, "... cut after 20 tokens (--max-new-tokens)\n"),
+        ("--max-new-tokens 20", 19, ""),
+        ("--max-new-tokens 200", 200, "... cut after 200 tokens (--max-new-tokens)\n"),
+        # the prompt takes 21 of 256
+        ("--max-new-tokens 999", 235, "... cut after 235 tokens (it fills the context of 256)\n"),
+        ("--max-new-tokens 999", 234, ""),
+    ],
+)
+def test_an_answer_that_was_cut_off_is_told_from_a_whole_one(talk, flags, n_written, told):
+    """More than half the context may be written where the turns leave room for it; whichever limit
+    cuts an answer off is named on standard error, which no script takes for the answer."""
+    script = Script("é" * (n_written // 2) + "x" * (n_written % 2))
+    answer = "é" * (n_written // 2) + "x" * (n_written % 2)
+    assert talk(script, [], "--prompt", "hi", *flags.split()) == (answer + "\n", told)
+    assert script.sampling[0]["max_new_tokens"] == min(int(flags.split()[1]), 235)
+
+
+@pytest.mark.parametrize("given", ["two\nlines", "  é\n\n\n", "x" * 100])
+def test_a_prompt_from_standard_input(talk, tokenizer, monkeypatch, given):
+    """For what is too long or too wild for a command line; without its last line's end."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given.encode()), "utf-8"))
+    script = Script("A")
+    assert talk(script, [], "--prompt", "-") == ("A\n", "")
+    assert read_back(script.prompts, tokenizer) == [chatml("user: " + given.rstrip("\n"))]
+
+
+@pytest.mark.parametrize("flags", ["", "--prompt -"])
+def test_what_is_no_text_is_refused(tuned, monkeypatch, capsys, flags):
+    """Bytes on standard input that are no UTF-8: one line; the conversation goes on after it."""
+    given = b"caf\xe9\n/quit\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given), "utf-8"))
+    assert chat.main([str(tuned), *flags.split()]) == (2 if flags else 0)
+    out, err = capsys.readouterr()
+    assert (err if flags else out).count("error: ") == 1 and "lone surrogate" in (out + err)
+    assert "Traceback" not in out + err
 
 
 def test_the_base_continues_the_bare_text(tuned, tokenizer, capsys):

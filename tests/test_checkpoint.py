@@ -189,7 +189,15 @@ def test_a_file_of_another_kind_is_an_error(base: Path, tmp_path: Path):
     wrong += [content | {"model": model} for model in models]
     wrong += [content | {"tokenizer": {"tokens": []}}, content | {"template": "unknown"}]
     config = content["config"]
-    for size in ({"n_layer": 3}, {"n_layer": 10**6}, {"n_embd": 64}, {"n_head": 2.0}, {"n": 1}):
+    for size in (
+        {"n_layer": 3},
+        {"n_layer": 10**6},
+        {"n_embd": 64},
+        {"n_head": 2.0},
+        {"n": 1},
+        {"gated": 1},
+        {"rope_scaling": ("a",) * 4},
+    ):
         wrong.append(content | {"config": config | size})
     for i, other in enumerate(wrong):
         save_checkpoint(tmp_path / f"{i}.pt", other)

@@ -22,10 +22,9 @@ import sft
 from chat_template import TEMPLATES, Message
 from runtime import answers, session
 from runtime.answers import Samples, generate_answers
-from runtime.console import one_line, printable
+from runtime.console import one_line, parse_arguments, printable
 from runtime.files import checkpoints_in, save_checkpoint
 from runtime.load import read_checkpoint
-from runtime.options import parse_arguments
 
 ROOT = Path(sft.__file__).resolve().parent
 
@@ -234,6 +233,25 @@ def test_the_same_seed_gives_the_same_run(place, tmp_path, monkeypatch):
     assert not same_runs(Path("out/data-1"), Path("out/data-3"))
 
 
+def test_names_with_spaces(here, tmp_path, monkeypatch, capsys):
+    """Folders, data and a base, from one command to the next, as it is shown."""
+    work = tmp_path / "my work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    make_base(work / "the base.pt")
+    for name in ("da ta.jsonl", "more of it.jsonl"):
+        write_jsonl(work / name, RECORDS)
+    run = ["--data", "da ta.jsonl", "more of it.jsonl:0.5", "--init", "the base.pt"]
+    assert sft.main([*run, "--lora-rank", "2", "--steps", "2"]) == 0
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert command == ["next", "python", "chat.py", "out/da ta-1"]
+    monkeypatch.chdir(tmp_path)
+    assert sft.main(["--resume", "my work/out/da ta-1", "--steps", "3"]) == 0
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert command == ["next", "python", "chat.py", "my work/out/da ta-1"]
+    assert chat.main([command[-1], "--prompt", "q"]) == 0
+
+
 # Stopping and going on
 
 
@@ -346,7 +364,7 @@ def test_ctrl_c_outside_the_loop(here, tmp_path, monkeypatch, capsys, where):
 
 @pytest.mark.parametrize(
     "line, last",
-    [("training", "there is nothing to save"), ("\nquestions", "nothing was saved")],
+    [("training", "nothing was saved"), ("\nquestions", "nothing was saved")],
 )
 def test_a_signal_while_the_last_line_is_printed(
     here, tmp_path, monkeypatch, capsys, line: str, last: str
@@ -383,6 +401,18 @@ def test_a_run_may_be_made_longer(here, tmp_path, capsys):
     for row in rows[4:]:
         assert float(row["learning_rate"]) == sft.lr_at(int(row["step"]), 9, 2, 0.01)
     assert read_checkpoint(tmp_path)["args"]["steps"] == 9
+
+
+def test_the_newest_checkpoint_is_that_of_the_largest_step(here, tmp_path, capsys):
+    """Claim 19: step 10 comes after step 9, for whoever keeps, removes, resumes or asks."""
+    flags = "--steps 10 --save-every 1 --keep-checkpoints 3 --out"
+    assert sft.main([*FLAGS, *flags.split(), str(tmp_path)]) == 0
+    assert [path.name[16:18] for path in checkpoints_in(tmp_path)] == ["10", "09", "08"]
+    assert read_checkpoint(tmp_path)["step"] == 10
+    capsys.readouterr()
+    assert sft.main(["--resume", str(tmp_path), "--steps", "11"]) == 0
+    assert "checkpoint-0000010.pt, with step 11" in capsys.readouterr().out
+    assert [path.name[16:18] for path in checkpoints_in(tmp_path)] == ["11", "10", "09"]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
@@ -434,6 +464,76 @@ def test_a_nan_validation_loss_is_no_success(here, tmp_path, capsys):
     assert sft.main([*FLAGS, *flags, str(tmp_path)]) == 2
     assert re.fullmatch(r"error: step 1: .*nan.*\n", capsys.readouterr().err)
     assert checkpoints_in(tmp_path) == []
+
+
+def on_a_gpu(*args) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has ...")
+
+
+def on_a_gpu_in_a_library(*args) -> None:
+    raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+
+def in_numpy(*args) -> None:
+    raise MemoryError("Unable to allocate 7.45 GiB for an array with shape (1000000000,)")
+
+
+def on_a_cpu(*args) -> None:
+    torch.empty(2**60)
+
+
+@pytest.mark.parametrize(
+    "allocate, step",
+    [(on_a_gpu, 1), (on_a_gpu_in_a_library, 1), (in_numpy, 1), (on_a_cpu, 1), (on_a_cpu, 3)],
+)
+def test_too_little_memory(here, tmp_path, monkeypatch, capsys, allocate, step):
+    """Whatever has no more of it, the error is one line that says what to do. A run that has saved
+    nothing and logged nothing leaves no folder."""
+    genuine, calls = sft.accumulate_gradients, iter([*[0] * (step - 1), allocate])
+
+    def hungry(*args):
+        if action := next(calls):
+            action()
+        return genuine(*args)
+
+    flags = f"--steps 4 --save-every 1 --out {tmp_path}/run"
+    with monkeypatch.context() as patch:
+        patch.setattr(sft, "accumulate_gradients", hungry)
+        assert sft.main([*FLAGS, *flags.split()]) == 2
+    saved = f"{tmp_path}/run/checkpoint-0000002.pt" if step == 3 else "none was written yet"
+    how = "try --micro-batch-tokens 77, or a lower --max-length"  # a step has 155
+    told = f"error: out of memory; {how}. Last good checkpoint: {saved}\n"
+    assert capsys.readouterr().err == told
+    assert (tmp_path / "run").exists() == (step == 3)
+    if step == 3:
+        resume = f"--resume {tmp_path}/run --micro-batch-tokens 77"
+        assert sft.main(resume.split()) == 0
+
+
+def test_too_little_memory_for_the_model(here, tmp_path, monkeypatch, capsys):
+    """Before the run, no option helps. Other errors of torch are not taken for this one."""
+    monkeypatch.setattr(sft, "start_model", on_a_cpu)
+    assert sft.main([*FLAGS, "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err == "error: out of memory\n" and not (tmp_path / "run").exists()
+    monkeypatch.setattr(sft, "start_model", lambda _: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="size"):
+        sft.main([*FLAGS, "--out", str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize("rate", [3e38, 1e25])  # NaN; too large for a sum of squares
+def test_weights_that_an_update_has_ruined_are_not_saved(here, tmp_path, monkeypatch, capsys, rate):
+    """Claim 8: the next step would tell, but by then their checkpoint would be called the last good
+    one."""
+    good = sft.lr_at
+    with monkeypatch.context() as patch:
+        patch.setattr(sft, "lr_at", lambda step, *rest: rate if step == 2 else good(step, *rest))
+        flags = "--steps 4 --save-every 1 --out"
+        assert sft.main([*FLAGS, *flags.split(), str(tmp_path)]) == 2
+    newest = tmp_path / "checkpoint-0000001.pt"
+    expected = rf"error: step 2: norm_of_weights (inf|nan); try a lower --lr.*{newest}\n"
+    assert re.fullmatch(expected, capsys.readouterr().err)
+    assert checkpoints_in(tmp_path) == [newest]
+    assert sft.main(["--resume", str(tmp_path)]) == 0
 
 
 # The options
@@ -585,10 +685,10 @@ BAD_DATA = [
     (GOOD + "\n" + '{"prompt": \n', "data.jsonl:3: not valid JSON: "),
     ("[" + GOOD + ',{"prompt": }]', "data.jsonl:2: not valid JSON: "),
     ("[" + GOOD + ",\n", "data.jsonl:3: not valid JSON: "),
-    (GOOD + "7\n", "data.jsonl:2: a record must be a JSON object, not int; accepted: "),
+    (GOOD + "7\n", "data.jsonl:2: a record must be an object, not int; accepted: messages"),
     (
         '{"question": "q", "reply": "a"}',
-        'data.jsonl:1: unknown form .* question, reply; accepted: {"messages": ',
+        "data.jsonl:1: unknown form .* question, reply; accepted: messages",
     ),
     (
         '{"a\\nb\\u001b[31m": 1}',
@@ -603,10 +703,13 @@ BAD_DATA = [
         r"data.jsonl:1: unknown role 'robot\\n'; roles are system",
     ),
     ('{"messages": [{"role": ["user"], "content": "x"}]}', "data.jsonl:1: unknown role"),
-    (GOOD + f'{{"messages": [{SYSTEM}, {SYSTEM}]}}', "data.jsonl:2: two system messages"),
+    (
+        GOOD + f'{{"messages": [{SYSTEM}, {SYSTEM}]}}',
+        "data.jsonl:2: a conversation has at most one system message",
+    ),
     (
         GOOD + f'{{"messages": [{USER}, {SYSTEM}]}}',
-        "data.jsonl:2: a system message after another turn",
+        "data.jsonl:2: a conversation has at most one system message",
     ),
     (
         GOOD + f'{{"messages": [{SYSTEM}, {USER}]}}',
@@ -615,19 +718,22 @@ BAD_DATA = [
     ('{"messages": []}', 'data.jsonl:1: "messages" must be a list of messages'),
     (
         '{"messages": [{"role": "user", "content": 5}]}',
-        "data.jsonl:1: content must be text, not int",
+        'data.jsonl:1: "content" must be text, not int',
     ),
-    ('{"prompt": "q", "completion": null}', "data.jsonl:1: content must be text, not NoneType"),
+    (
+        '{"prompt": "q", "completion": null}',
+        'data.jsonl:1: "completion" must be text, not NoneType',
+    ),
     (
         f'{{"messages": [{ANSWER}"content": "x", "weight": 2}}]}}',
-        "data.jsonl:1: the weight of a message must be 0 or 1",
+        "data.jsonl:1: the weight of a message must be from 0 to 1",
     ),
     (
         f'{{"messages": [{ANSWER}"content": "x", "weight": 0}}]}}',
         "data.jsonl: nothing to learn from: of 1 conv",
     ),
     (GOOD + GOOD + '{"text": "\xff"}', "data.jsonl:3: not valid UTF-8"),
-    ("\xff\xfe{\0}\0", "data.jsonl:1: not valid UTF-8"),
+    ("\xff\xfe{\0}\0", "data.jsonl:1: this is UTF-16 text, .*iconv"),
     ('{"text": "\\ud83d"}', "data.jsonl:1: .* lone surrogate"),
     (
         f'{{"prompt": "{"x" * 300}", "completion": "a"}}',
@@ -637,9 +743,9 @@ BAD_DATA = [
 BAD_ARGUMENTS = [
     ("--data nowhere.jsonl", "nowhere.jsonl: no such file"),
     ("--data data.jsonl gone.jsonl:0.5", "gone.jsonl: no such file"),
-    ("--data empty", "[Dd]irectory.*empty"),
+    ("--data empty", "empty: a folder without .json"),
     ("--data data.jsonl:0", "data.jsonl:0: the weight of a file must be above 0"),
-    ("--val-data base.pt", "base.pt:1: not valid"),
+    ("--val-data base.pt", "base.pt:1: this is a zip archive"),
     (
         "--max-length 5",
         "data.jsonl: nothing to learn from: .*the shortest has 31; see --max-length and --overlong",
@@ -671,7 +777,12 @@ BAD_ARGUMENTS = [
     ("--resume run/checkpoint-0000001.pt", "run/checkpoint-0000001.pt"),
     ("--resume run --lr 3", "run: this run has other values of --lr; leave them out to resume it"),
     ("--resume run --out elsewhere", "--out"),
-    ("--resume moved", "moved: the data are not those that this run started with"),
+    ("--resume run --epochs 3", "other values of --epochs; .*for more epochs, give --steps"),
+    ("--resume run --seed 3", "of --seed; .* start another run from it with --init run"),
+    (
+        "--resume moved",
+        "moved: the data are not those that this run started with; .*use --init moved",
+    ),
 ]
 
 

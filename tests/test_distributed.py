@@ -17,7 +17,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Zygote, children, conversation, make_base, wait_until_gone, write_jsonl
+from conftest import (
+    FAMILIES,
+    Zygote,
+    children,
+    conversation,
+    make_base,
+    wait_until_gone,
+    write_jsonl,
+)
 
 import sft
 from runtime import distributed
@@ -38,6 +46,7 @@ PATIENCE = 300  # seconds after which something hangs
 def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("distributed")
     make_base(folder / "base.pt")
+    make_base(folder / "qwen3.pt", **FAMILIES["qwen3"])
     # of 5 rows in two shards one process has 3 and the other 2; of a matrix with one row, one has
     # nothing
     make_base(folder / "odd.pt", vocab_size=261, context_length=107, n_layer=1, n_head=1, n_embd=5)
@@ -105,7 +114,7 @@ def assert_equal(one: Path, other: Path, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize("sharded", ["", " --fsdp"], ids=["whole", "fsdp"])
-@pytest.mark.parametrize("kind", ["base", "base" + LORA, "odd"])
+@pytest.mark.parametrize("kind", ["base", "base" + LORA, "odd", "qwen3"])
 def test_processes_are_one(zygote, place: Path, kind: str, sharded: str):
     """Claim 10: losses, gradients, weights and the optimiser's state of two processes are those of
     a single one, in float64 up to 1e-12 of the norm; with ragged shares, with a process that has
@@ -207,6 +216,7 @@ def test_a_shard_is_a_part(tmp_path: Path):
 def test_gradients_travel_in_few_messages(monkeypatch):
     """One message a parameter would be mostly waiting; one for all would need the memory of all
     gradients again."""
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(distributed, "BUCKET", 100)
     messages: list[int] = []
@@ -305,7 +315,7 @@ def test_an_error_in_the_data_is_told_once(zygote, place: Path):
     write_jsonl(place / "bad.jsonl", [conversation("q", "a"), {"text": 5}])
     ended = zygote.run(place, "--data bad.jsonl --init base.pt --device cpu --out bad", processes=3)
     assert [each["status"] for each in ended] == [2, 2, 2] and not (place / "bad").exists()
-    assert [each["err"].count("bad.jsonl:2: content must be text") for each in ended] == [1, 0, 0]
+    assert [each["err"].count('bad.jsonl:2: "text" must be text') for each in ended] == [1, 0, 0]
 
 
 def test_fsdp_is_for_several_processes(place: Path, monkeypatch, capsys):
@@ -314,12 +324,31 @@ def test_fsdp_is_for_several_processes(place: Path, monkeypatch, capsys):
     assert "torchrun" in capsys.readouterr().err and not (place / "alone").exists()
 
 
+@pytest.mark.parametrize(
+    "given, missing",
+    [({}, "MASTER_ADDR, MASTER_PORT, RANK"), ({"RANK": "0", "MASTER_ADDR": "::1"}, "MASTER_PORT")],
+)
+def test_a_clusters_number_of_tasks(place: Path, monkeypatch, capsys, given, missing):
+    """One line, where nobody says how the processes meet; a model can be asked there all the
+    same."""
+    monkeypatch.chdir(place)
+    for name, value in {"WORLD_SIZE": "2", **given}.items():
+        monkeypatch.setenv(name, value)
+    assert sft.main((RUN + " --out many").split()) == 2
+    how = "start with torchrun, or unset WORLD_SIZE for one process"
+    told = f"error: WORLD_SIZE is set, but not {missing}: {how}\n"
+    assert capsys.readouterr().err == told and not (place / "many").exists()
+    if "RANK" not in given:
+        assert distributed.world_size() == 1 and distributed.sum_over_processes([2.5]) == [2.5]
+
+
 def test_every_process_needs_a_device_of_its_own(monkeypatch):
     """Two processes on a machine with one GPU are refused; on one of Apple's they use the CPU,
     where they can talk."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
+    numbers = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in numbers.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="fewer GPUs than processes"):
         distributed.choose_device("auto", "auto")

@@ -13,8 +13,8 @@ from data import make_instruct
 from experiments import pretraining, table
 from experiments.__main__ import EXPERIMENTS, main
 from experiments.table import Row
+from runtime.console import parse_arguments
 from runtime.files import HERE
-from runtime.options import parse_arguments
 from runtime.tokens import split_weight
 
 

@@ -46,7 +46,7 @@ PARAMETERS = {
     sft.load_checkpoint: "path device",
     hf.load: "name_or_dir",
 }
-OPTIONS = """data val_data template train_on max_length overlong init dropout lora_rank lora_alpha
+OPTIONS = """data val_data template train_on max_length overlong reasoning init dropout lora_rank lora_alpha
     lora_dropout lora_targets epochs steps batch_tokens micro_batch_tokens lr warmup_steps
     weight_decay grad_clip out resume overwrite eval_every save_every keep_checkpoints cache seed
     device dtype compile fsdp"""

@@ -1,6 +1,7 @@
 """The optimiser: AdamW as torch has it, and its state out of a checkpoint."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -26,8 +27,9 @@ def stepped(kind=torch.optim.AdamW, steps: int = 3, **options) -> tuple[nn.Linea
 def refused(saved: object) -> None:
     _, optimizer = stepped(steps=0)
     before = copy.deepcopy(optimizer.state_dict())
-    with pytest.raises(ValueError, match="the optimiser's state does not fit this model"):
-        load_optimizer(optimizer, saved)
+    with warnings.catch_warnings(action="error"):
+        with pytest.raises(ValueError, match="the optimiser's state does not fit this model"):
+            load_optimizer(optimizer, saved)
     assert optimizer.state_dict() == before
 
 
@@ -94,7 +96,9 @@ def test_a_state_of_other_shapes_is_refused() -> None:
         del bad["state"][i][name]
         refused(bad)
     one = {0: good["state"][0]}
-    for bad in ({}, {"state": []}, {"state": {}}, {"state": one}, [], torch.zeros(2), None):
+    tensor = torch.zeros(2)
+    wrong = [{"state": state} for state in ([], {}, one, tensor)]
+    for bad in (*wrong, {}, [], tensor, None):
         refused(bad)
     refused({"state": {0: 1, 1: 2}})
 

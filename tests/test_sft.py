@@ -28,12 +28,13 @@ from conftest import (
 import lora
 import sft
 from chat_template import TEMPLATES
-from model import GPT
-from runtime import fast, files, load, tokens
+from model import GPT, GPTConfig
+from runtime import fast, files, tokens
+from runtime.console import check_ranges, parse_arguments
 from runtime.files import checkpoints_in, is_whole, save_checkpoint
-from runtime.load import load_checkpoint
-from runtime.options import check_ranges, parse_arguments
+from runtime.load import load_checkpoint, read_checkpoint
 from runtime.tokens import split_weight
+from tokenizer import Tokenizer
 
 ENOUGH = 1e-12  # relative to the norm, in float64
 
@@ -67,11 +68,11 @@ def nll_of_one(model: GPT, examples: tokens.Dataset, index: int) -> torch.Tensor
     span = slice(*examples.offsets[index : index + 2])
     ids, mask = torch.from_numpy(examples.ids[span].astype(np.int64)), examples.loss_mask[span]
     log_p = model(ids[None])[0].log_softmax(-1)
-    return -sum(log_p[t - 1, ids[t]] for t in range(1, len(ids)) if mask[t])
+    return -sum(mask[t].item() * log_p[t - 1, ids[t]] for t in range(1, len(ids)) if mask[t])
 
 
 def mean_nll(model: GPT, examples: tokens.Dataset, indices: np.ndarray) -> float:
-    """Of a supervised token."""
+    """Of a supervised token, each with its weight."""
     nll = sum(nll_of_one(model, examples, i).item() for i in indices)
     return nll / examples.n_supervised[indices].sum()
 
@@ -157,6 +158,7 @@ def test_steps_go_on_from_epoch_to_epoch():
 def test_micro_batches_share_a_step_out(processes: int, monkeypatch):
     """Claims 9, 10, 14: every conversation is one process's; sorted by length and cut by tokens; as
     many micro-batches for each process, empty ones last."""
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     random = np.random.default_rng(0)
     for number in range(100):
@@ -208,10 +210,10 @@ def test_labels_are_the_next_tokens_that_are_supervised(tmp_path: Path, tokenize
     path = write_jsonl(tmp_path / "some.jsonl", records)
     tokenizer = tokenizer.with_special(["<|im_start|>", "<|im_end|>"])
     examples, _ = tokens.build_dataset([path], tokenizer, "chatml")
-    ids, labels, lengths = sft.collate(examples, np.arange(len(records)))
+    ids, labels, _, lengths = sft.collate(examples, np.arange(len(records)))
     wanted_ids, wanted_mask, wanted_labels = table.split("\n")[1:4]
     assert written(ids) == wanted_ids.replace(" ", "").replace("|", "\n")
-    assert "".join(map(str, examples.loss_mask)) == wanted_mask.replace(" ", "")
+    assert "".join(f"{weight:.0f}" for weight in examples.loss_mask) == wanted_mask.replace(" ", "")
     assert written(labels) == wanted_labels.replace(" ", "")
     assert lengths == [len(one) for one in wanted_ids.split()]
     assert ids.dtype == labels.dtype == torch.int64
@@ -223,7 +225,7 @@ def test_a_micro_batch_is_its_conversations_end_to_end():
     alone = [sft.collate(examples, np.array([i])) for i in range(12)]
     for _ in range(20):
         chosen = random.permutation(12)[: random.integers(1, 12)]
-        ids, labels, lengths = sft.collate(examples, chosen)
+        ids, labels, _, lengths = sft.collate(examples, chosen)
         for together, part in ((ids, 0), (labels, 1)):
             assert torch.equal(together, torch.cat([alone[i][part] for i in chosen]))
         assert lengths == [len(alone[i][0]) for i in chosen] and len(ids) == sum(lengths)
@@ -233,7 +235,7 @@ def test_a_micro_batch_is_its_conversations_end_to_end():
 def test_an_empty_share_is_a_token_that_nobody_learns_from():
     """Claims 10, 11: on the run's device, as any other micro-batch is."""
     for device in ("cpu", "meta"):
-        ids, labels, lengths = sft.collate(random_dataset(0, 3), np.arange(0), device)
+        ids, labels, _, lengths = sft.collate(random_dataset(0, 3), np.arange(0), device)
         assert ids.shape == labels.shape == (1,) and lengths == [1]
         assert ids.device.type == labels.device.type == device
     assert sft.collate(random_dataset(0, 3), np.arange(0))[1].tolist() == [sft.IGNORED]
@@ -249,14 +251,16 @@ def count_rows(model: GPT, monkeypatch) -> list[int]:
     return rows
 
 
+@pytest.mark.parametrize("weights", [(0, 1), (0, 1, 0.25, 0.3)], ids=["", "weighted"])
 @pytest.mark.parametrize("micro_batch_tokens", [1, 100, 10**6])
 def test_accumulated_gradients_equal_a_loop_over_conversations(
-    micro_batch_tokens: int, monkeypatch
+    micro_batch_tokens: int, weights: tuple, monkeypatch
 ):
     """Claims 9, 13: any cut into ragged micro-batches is the same step, with logits only where
-    there is a label."""
-    model, examples = make_model(), random_dataset(0, number=9)
-    n_supervised = int(examples.n_supervised.sum())
+    there is a label, and as often as a label has a weight."""
+    model, examples = make_model(), random_dataset(0, number=9, weights=weights)
+    n_supervised = examples.n_supervised.sum()
+    assert n_supervised == pytest.approx(examples.loss_mask.astype(float).sum())
     reference = sum(nll_of_one(model, examples, i) for i in range(9))
     (reference / n_supervised).backward()
     expected = flat_gradient(model)
@@ -266,7 +270,11 @@ def test_accumulated_gradients_equal_a_loop_over_conversations(
     batches = [sft.collate(examples, cut) for cut in cuts]
     nll = sft.accumulate_gradients(model, batches, n_supervised)
     assert near(nll, reference.item()) and near_tensor(flat_gradient(model), expected)
-    assert rows == [examples.n_supervised[cut].sum() for cut in cuts]
+    masks = np.split(examples.loss_mask, examples.offsets[1:-1])
+    n_rows = [sum(np.count_nonzero(masks[i]) for i in cut) for cut in cuts]
+    if len(weights) == 2:
+        assert rows == n_rows  # those of a micro-batch at once
+    assert sum(rows) == sum(n_rows)
     assert (len(cuts) > 1) == (micro_batch_tokens < 10**6)
 
 
@@ -304,7 +312,7 @@ def test_the_loss_in_parts_is_the_loss(most_logits: int, lora_rank: int, monkeyp
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 torch.nn.init.normal_(parameter, std=0.1)
-    ids, labels, lengths = batch
+    ids, labels, _, lengths = batch
     expected = sft.nll_sum(model(ids, lengths), labels)
     (expected / n_supervised).backward()
     wanted = flat_gradient(model)
@@ -349,7 +357,7 @@ def test_what_stands_in_padding_changes_nothing(monkeypatch):
     padded.spans = functools.partial(fast.Spans, device="cpu")
     for block in padded.blocks:
         block.attn.attend = functools.partial(fast.attend_padded, block.attn)
-    assert sum(map(math.prod, padded.spans(batch[2]).shapes)) > len(batch[0])
+    assert sum(map(math.prod, padded.spans(batch[-1]).shapes)) > len(batch[0])
     expected, results = sft.accumulate_gradients(plain, [batch], 7), []
     for padding in (0.0, 1.0, -300.0):
         with monkeypatch.context() as patch:
@@ -385,7 +393,8 @@ def test_validation_loss_counts_the_stop_token_whatever_the_batch(tmp_path: Path
     by_hand = -sum(log_p[t - 1, ids[t]].item() for t in (30, 31, 32)) / 3
     assert one.ids.tolist() == ids and bytes(ids[30:32]) == b"yo"
     assert near(sft.evaluate_loss(model, one, np.arange(1), 100), by_hand)
-    examples, chosen = random_dataset(3, number=15), np.array([14, 3, 4, 5, 9, 0])
+    examples = random_dataset(3, number=15, weights=(0, 1, 0.3))
+    chosen = np.array([14, 3, 4, 5, 9, 0])
     expected = mean_nll(model, examples, chosen)
     for limit in (1, 50, 90, 10**6):
         model.train()
@@ -411,7 +420,7 @@ def test_the_yardstick_is_not_the_objective(data: Path, small: Path, tmp_path: P
         for column in ("loss", "gradient_norm"):
             assert abs(float(row[column]) - float(other_row[column])) > 1e-3
     model, examples = make_model(), random_dataset(5, number=6)
-    ids, labels, lengths = batch = sft.collate(examples, np.arange(6))
+    ids, labels, _, lengths = batch = sft.collate(examples, np.arange(6))
     at = labels != sft.IGNORED
     expected = smoothed(model(ids, lengths)[at], labels[at])
     (expected / 7).backward()
@@ -592,6 +601,55 @@ def test_a_new_stop_token_starts_as_the_end_of_text(
     assert torch.equal(after[:n_known], before[:n_known])
 
 
+@pytest.mark.parametrize(
+    ("knows", "template", "trained"),
+    [
+        (None, "chatml", [257, 258]),
+        (None, "alpaca", []),  # which needs the end of a text alone, and that has been seen
+        (None, "llama2", [259, 260]),  # new ones
+        ("chatml", "chatml", []),
+        ("chatml", "llama2", [259, 260]),
+    ],
+)
+def test_rows_of_tokens_that_the_base_has_but_never_saw_are_trained(
+    small: Path, tmp_path: Path, knows: str | None, template: str, trained: list[int]
+):
+    """Claim 18: with adapters, where the base knew no template; the stop token starts as the end
+    of a text."""
+    content = {name: value for name, value in read_checkpoint(small).items() if name != "file"}
+    tokenizer = Tokenizer.from_state(content["tokenizer"])
+    tokenizer = tokenizer.with_special(["<|im_start|>", "<|im_end|>"])
+    model = GPT(GPTConfig(**content["config"] | {"vocab_size": 259, "n_vocab": 259}))
+    content |= {"config": dataclasses.asdict(model.config), "model": model.state_dict()}
+    path = tmp_path / "base.pt"
+    save_checkpoint(path, content | {"tokenizer": tokenizer.state(), "template": knows})
+    before = model.tok_emb.weight
+    config = sft.Config(init=str(path), template=template, lora_rank=2)
+    adapted, tokenizer, _ = sft.start_model(config)
+    assert list(adapted.lora.token_ids) == trained
+    after = lora.merge_lora(adapted).tok_emb.weight
+    stop = tokenizer.special(TEMPLATES[template].stop)
+    wanted = before[256] if stop in trained else after[stop]
+    assert torch.allclose(after[stop], wanted, rtol=1e-6)
+    others = [i for i in range(259) if i != stop or stop not in trained]
+    assert torch.equal(after[others], before[others])
+
+
+def test_the_longest_conversation_of_a_long_context(small: Path, tmp_path: Path, capsys):
+    """Claim 8: not a context of 131,072 tokens, unless it is asked for; and it is said."""
+    content = {name: value for name, value in read_checkpoint(small).items() if name != "file"}
+    rope = {"rope_theta": 1e4, "context_length": 131072}
+    model = GPT(GPTConfig(**content["config"] | rope))
+    content |= {"config": dataclasses.asdict(model.config), "model": model.state_dict()}
+    save_checkpoint(tmp_path / "base.pt", content)
+    data = write_jsonl(tmp_path / "data.jsonl", [conversation("q", "a" * n) for n in (9, 9000)] * 9)
+    for options, limit, n_dropped in (("", 8192, 9), ("--max-length 9999", 9999, 0)):
+        folder = tmp_path / f"run{limit}"
+        assert run(data, tmp_path / "base.pt", folder, f"--steps 1 --template xml {options}") == 0
+        said = capsys.readouterr().out
+        assert f"longer than {limit} tokens: {n_dropped} dropped" in said
+
+
 @pytest.mark.parametrize("steps", [1, 7])
 @pytest.mark.parametrize(
     "budgets",
@@ -688,6 +746,114 @@ def test_a_damaged_newest_checkpoint_costs_nothing_but_time(
     assert same(newest(tmp_path / "other")["optimizer"], expected["optimizer"])
 
 
+def test_a_run_goes_on_from_anywhere(data: Path, small: Path, tmp_path: Path, monkeypatch, capsys):
+    """Claim 19: from another folder, and when its data lie elsewhere, if they are the same, drawn
+    as they were. Bit-identical to a run that was never stopped."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    data.rename("a:2.jsonl")
+    write_jsonl(Path("b.jsonl"), [conversation("x", "y" * n) for n in range(9)])
+    write_jsonl(Path("v.jsonl"), [conversation("v", "w")])
+    given = f"--data a:2.jsonl b.jsonl:0.5 --val-data v.jsonl --init {small} --batch-tokens 330"
+    given += " --lr 0.01 --dropout 0.2 --save-every 3"
+    for name in ("whole", "run"):
+        assert sft.main([*given.split(), "--steps", "6", "--out", name]) == 0
+    expected, run_folder = newest(tmp_path / "work/whole"), tmp_path / "work/run"
+    saved = expected["args"]
+    work = tmp_path / "work"
+    assert saved["data"] == [f"{work}/a:2.jsonl", f"{work}/b.jsonl:0.5"]
+    assert saved["val_data"] == [f"{work}/v.jsonl"]
+
+    def goes_on(*flags: str) -> None:
+        (run_folder / "checkpoint-0000006.pt").unlink()
+        capsys.readouterr()
+        assert sft.main(["--resume", str(run_folder), *flags]) == 0
+        assert "may differ" not in capsys.readouterr().out
+        for part in ("model", "optimizer"):
+            assert same(newest(run_folder)[part], expected[part])
+
+    def refused(reason: str, *flags: str) -> None:
+        assert sft.main(["--resume", str(run_folder), "--steps", "7", *flags]) == 2
+        assert reason in capsys.readouterr().err
+
+    monkeypatch.chdir(tmp_path)
+    goes_on()
+    (tmp_path / "moved").mkdir()
+    for name in ("a:2.jsonl", "b.jsonl", "v.jsonl"):
+        (work / name).rename(tmp_path / "moved" / name.replace("a:2", "a"))
+    refused(f"{work}/a:2.jsonl: no such file")
+    moved = "--data", "moved/a.jsonl", "moved/b.jsonl:0.5", "--val-data", "moved/v.jsonl"
+    goes_on(*moved)
+    assert newest(run_folder)["args"]["data"][1] == f"{tmp_path}/moved/b.jsonl:0.5"
+    goes_on(*moved, "--eval-every", "1")
+    other = "run: the data are not those that this run started with; to train on others, use"
+    other = f"{other} --init {run_folder}"
+    refused(other, *moved[:2], "moved/b.jsonl:0.7")
+    refused(other, *moved[:2], "moved/b.jsonl")
+    refused(other, "--data", moved[2], moved[1])
+    refused(other, "--val-data", "moved/b.jsonl")
+
+
+def test_held_out_data_stay_held_out(data: Path, small: Path, tmp_path: Path, capsys):
+    """Claim 19: --val-data with the same conversations would leave more of them to train on."""
+    assert run(data, small, tmp_path / "run", "--steps 1") == 0
+    capsys.readouterr()
+    more = f"--resume {tmp_path}/run --steps 2 --val-data {data}"
+    assert sft.main(more.split()) == 2 and "not those that this run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags, said, difference",
+    [
+        ("--micro-batch-tokens 70", "70 tokens at a time: the last bits may differ", 1e-5),
+        ("--dtype float64", "False, 150 tokens at a time: the last bits may differ", 1e-5),
+        ("--eval-every 1", None, 0),
+    ],
+)
+def test_what_may_change(data, small, tmp_path, capsys, flags, said, difference):
+    """Claim 19: what changes the last bits at most is free, and said, as after a lack of memory."""
+    assert run(data, small, tmp_path / "run", "--steps 6 --save-every 3 --lr 0.01") == 0
+    expected, folder = newest(tmp_path / "run")["model"], tmp_path / "run"
+    (folder / "checkpoint-0000006.pt").unlink()
+    capsys.readouterr()
+    assert sft.main(["--resume", str(folder), *flags.split()]) == 0
+    out = capsys.readouterr().out
+    assert f"{said}\n" in out if said else "may differ" not in out
+    for name, weight in newest(folder)["model"].items():
+        assert (weight - expected[name]).norm() <= difference * weight.norm(), name
+    option = flags.split()[0][2:].replace("-", "_")
+    assert str(newest(folder)["args"][option]) == flags.split()[1]
+
+
+def test_other_micro_batches_draw_other_dropout(data, small, tmp_path, capsys):
+    """Claim 19: then it is not the last bits alone, and that is what is said."""
+    assert run(data, small, tmp_path / "run", DROPOUT + " --steps 1") == 0
+    capsys.readouterr()
+    resume = f"--resume {tmp_path}/run --steps 2 --micro-batch-tokens 70"
+    assert sft.main(resume.split()) == 0
+    assert "70 tokens at a time: dropout may draw other numbers\n" in capsys.readouterr().out
+
+
+def test_a_run_of_a_gpu_goes_on_without(data, small, tmp_path, monkeypatch, capsys):
+    """Claim 19: as the error proposes."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run(data, small, tmp_path / "run", "--steps 1") == 0
+    path = checkpoints_in(tmp_path / "run")[0]
+    content = newest(tmp_path / "run")
+    content["args"]["device"] = "cuda"
+    content["circumstances"] = content["circumstances"].replace("cpu", "cuda")
+    save_checkpoint(path, content)
+    resume = ["--resume", str(tmp_path / "run"), "--steps", "2"]
+    capsys.readouterr()
+    assert sft.main(resume) == 2
+    assert (
+        "--device cuda: torch finds none on this machine; try --device auto"
+        in capsys.readouterr().err
+    )
+    assert sft.main([*resume, "--device", "auto"]) == 0
+    assert "cuda, 1 threads" in (out := capsys.readouterr().out) and "last bits may differ" in out
+
+
 def test_half_a_row_is_no_step(data: Path, small: Path, tmp_path: Path):
     """Claim 19: where the disk was full, the log may end in the first digit of step 12."""
     assert run(data, small, tmp_path / "run", "--steps 2") == 0
@@ -776,6 +942,60 @@ def test_an_adapter_needs_its_own_base(data: Path, small: Path, tmp_path: Path, 
     assert not (tmp_path / "new").exists()
 
 
+def test_a_base_that_an_adapter_stands_on_is_kept(
+    data: Path, small: Path, tmp_path: Path, monkeypatch, capsys
+):
+    """Claim 18: a run that goes on removes its old checkpoints, but none that an adapter's run has
+    started from; neither does --overwrite. All weights of another run need no base any more."""
+    base = tmp_path / "base"
+    keep_one = "--save-every 1 --keep-checkpoints 1 --steps"
+    assert run(data, small, base, f"{keep_one} 2") == 0
+    assert run(data, base, tmp_path / "adapter", "--lora-rank 2 --steps 2") == 0
+    assert sft.main(["--resume", str(base), "--steps", "4"]) == 0
+    assert run(data, base, tmp_path / "whole", "--steps 2") == 0
+    assert sft.main(["--resume", str(base), "--steps", "6"]) == 0
+    assert [path.name[-4] for path in checkpoints_in(base)] == ["6", "2"]
+    load_checkpoint(tmp_path / "adapter")
+    mark = base / "base-checkpoint-0000002.pt.txt"
+    said = f"the adapter in {tmp_path}/adapter stands on this checkpoint\n"
+    assert mark.read_text() == said
+    capsys.readouterr()
+    assert run(data, small, base, "--steps 1 --overwrite") == 2
+    assert f"that an adapter stands on, see {mark};" in capsys.readouterr().err
+    mark.unlink()
+    assert sft.main(["--resume", str(base), "--steps", "7"]) == 0
+    assert [path.name[-4] for path in checkpoints_in(base)] == ["7"]
+    with pytest.raises(ValueError, match=f"no such file.*this adapter stands on {base}/checkpoint"):
+        load_checkpoint(tmp_path / "adapter")
+
+
+def test_a_base_is_found_beside_its_adapter(data: Path, small: Path, tmp_path: Path, capsys):
+    """Claim 18: by its weights, wherever both were copied to; not a file of its name that is
+    another model. The error says what stands on what, and where to put it."""
+    here, lora = tmp_path / "here", "--lora-rank 2 --steps 2"
+    assert run(data, small, here / "base", "--steps 2") == 0
+    assert run(data, here / "base", here / "first", lora) == 0
+    expected = load_checkpoint(here / "first")[0].state_dict()
+    there = tmp_path / "there"
+    here.rename(there)
+    found, _, meta = load_checkpoint(there / "first")
+    assert same(dict(found.state_dict()), dict(expected))
+    name = "checkpoint-0000002.pt"
+    assert meta["base"]["path"] == str(there / "base" / name)
+    assert sft.main(["--resume", str(there / "first"), "--steps", "3"]) == 0
+    assert newest(there / "first")["base"]["path"] == str(there / "base" / name)
+    (there / "base" / name).rename(tmp_path / "kept.pt")
+    make_base(there / "base" / name, seed=1)
+    capsys.readouterr()
+    told = f"another base model than this one; this adapter stands on {there}/base/{name}: "
+    told += f"put that there, or at {there}/first/base.pt\n"
+    for flag in ("--resume", "--init"):
+        assert sft.main([flag, str(there / "first")]) == 2
+        assert capsys.readouterr().err.endswith(told)
+    (tmp_path / "kept.pt").rename(there / "first/base.pt")
+    assert same(dict(load_checkpoint(there / "first" / name)[0].state_dict()), dict(expected))
+
+
 def test_overwriting_leaves_nothing_of_the_earlier_run(
     data: Path, small: Path, tmp_path: Path, monkeypatch
 ):
@@ -803,7 +1023,7 @@ def test_overwriting_leaves_nothing_of_the_earlier_run(
 def test_overwriting_never_removes_the_base(data: Path, small: Path, tmp_path: Path, monkeypatch):
     """Claim 8: also where it lies in the repository and is called by its path from there on, while
     the command is given somewhere else."""
-    for module in (files, load, sft):
+    for module in (files, sft):
         monkeypatch.setattr(module, "HERE", tmp_path)
     assert run(data, small, tmp_path / "run", "--steps 1") == 0
     (tmp_path / "elsewhere").mkdir()
@@ -858,14 +1078,16 @@ def test_other_optimisers_take_the_place_of_adamw(
 
 def test_runs_in_one_process_and_in_other_threads(data: Path, small: Path, tmp_path: Path):
     """Claim 22: one after the other, in a notebook, or in a thread, where no signal handler may be
-    set: the same bits each time."""
+    set: the same bits each time, after runs of another kind or one that has failed, too."""
     statuses = []
 
     def start(name: str) -> None:
         statuses.append(run(data, small, tmp_path / name, "--steps 2 --lr 0.01 --dropout 0.1"))
 
-    for name in ("first", "second"):
-        start(name)
+    start("first")
+    assert run(data, small, tmp_path / "other", LORA + " --steps 1 --dtype float64 --seed 5") == 0
+    assert run(data, small, tmp_path / "failed", "--steps 1 --lr 3e38 --warmup-steps 0") == 2
+    start("second")
     thread = threading.Thread(target=start, args=("third",))
     thread.start()
     thread.join()
@@ -945,6 +1167,10 @@ def test_values_out_of_range_are_refused():
         if field.name in from_zero:
             check_ranges(dataclasses.replace(sft.Config(), **{field.name: 0}))
     assert len(numbers) > 15
+    hostile = dataclasses.replace(sft.Config(), steps=[["\x1b" * 10**6] * 10**3])
+    with pytest.raises(ValueError, match="^--steps .{1,200} is out of range$") as error:
+        check_ranges(hostile)
+    assert str(error.value).isprintable()
 
 
 def test_a_weight_is_what_follows_the_last_colon(tmp_path: Path, monkeypatch):
@@ -956,7 +1182,7 @@ def test_a_weight_is_what_follows_the_last_colon(tmp_path: Path, monkeypatch):
     expected |= {"a.jsonl:2": ("a.jsonl", 2), "c:d.jsonl": ("c:d.jsonl", 1)}
     expected |= {"b:0.5": ("b:0.5", 1), "b:0.5:3": ("b:0.5", 3)}
     for argument, (path, weight) in expected.items():
-        assert split_weight(argument) == (Path(path), weight)
+        assert split_weight(argument) == [(Path(path), weight)]
     for weight in ("0", "-1", "nan", "inf", "x"):
         with pytest.raises((ValueError, FileNotFoundError), match="a.jsonl"):
             split_weight(f"a.jsonl:{weight}")

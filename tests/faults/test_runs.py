@@ -224,6 +224,23 @@ def test_a_full_disk(place: Place, counts: Counter, request) -> None:
         counts["full disks"] += 1
 
 
+def test_too_little_memory(place: Place, counts: Counter) -> None:
+    """The system gives hardly any more once a step of 20,000 tokens begins: one line, with what to
+    do. Doing it helps."""
+    write_jsonl(place.folder / "many.jsonl", [conversation("q", "a" * 20)] * 1500)
+    flags = "--data ../many.jsonl --init ../base.pt --out run --device cpu --steps 1"
+    flags += " --batch-tokens 20000 --micro-batch-tokens"
+    fault, name = {"memory": 2**23, "step": 1}, "little memory"
+    ended = place.run("all weights", name, f"{flags} 20000", fault)
+    told = "error: out of memory; try --micro-batch-tokens 10000, or a lower --max-length."
+    told += " Last good checkpoint: none was written yet\n"
+    assert (ended["status"], ended["err"]) == (2, told)
+    assert not (place.folder / name / "run").exists()
+    ended = place.run("all weights", name, f"{flags} 500", fault)
+    assert (ended["status"], ended["err"]) == (0, "")
+    counts["lacks of memory"] += 2
+
+
 def test_a_full_disk_under_the_log(place: Place, counts: Counter, request) -> None:
     """A row of the log that is cut off is no step: it is said what happened, and the run goes on to
     the same end."""

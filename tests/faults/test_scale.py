@@ -65,7 +65,7 @@ def test_memory_is_flat_and_the_cache_is_found(request, counts: Counter, tmp_pat
         arguments += " --overwrite --out run"
         first, peaks[number] = run(tmp_path, arguments)
         assert (
-            f"large.jsonl: {number:,} conversations tokenised, in" in first
+            f"large.jsonl: {number:,} conversations tokenised in" in first
             and "cache     out/cache/" in first
         )
         second, _ = run(tmp_path, arguments)

@@ -16,6 +16,7 @@ is ended by SIGALRM. Faults:
     {"signal": 9, "unfinished": 0.001}     that time after a file *.tmp has appeared, half written
     {"bytes": 5000, "save": 2}             from the second save on, no file grows above this size
     {"bytes": 5, "row": 2}                 of the second row of the log, only 5 bytes can be written
+    {"memory": 8000000, "step": 3}         from the third step on, there are 8 MB more and no others
 """
 
 import contextlib
@@ -84,6 +85,12 @@ def limit_files(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
+def limit_memory(more: int) -> None:
+    """This process gets no memory beyond what it has now and `more` bytes."""
+    n_pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (n_pages * resource.getpagesize() + more,) * 2)
+
+
 def run(request: dict, rank: int, port: int) -> None:
     """In the fork: never returns."""
     os.chdir(request["cwd"])
@@ -108,6 +115,9 @@ def run(request: dict, rank: int, port: int) -> None:
         at_call(sft, "save_checkpoint", fault["save"], fill_disk)
     elif "row" in fault:
         at_call(session.Recorder, "write", fault["row"], lambda: fill_disk("run/log.csv"))
+    elif "memory" in fault:
+        limit = lambda: limit_memory(fault["memory"])  # noqa: E731
+        at_call(sft, "accumulate_gradients", fault["step"], limit)
     elif "step" in fault:
         at_call(sft, "accumulate_gradients", fault["step"], strike)
     elif fault or n_processes == 1:
