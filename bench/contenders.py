@@ -71,16 +71,22 @@ def ours(task: Task, record: Record, lora_rank: int = 0) -> None:
         record.step(loss)
 
 
-def plain_loop(task: Task, record: Record, tuned: bool = False) -> None:
-    """A loop that anybody would write around transformers' GPT2LMHeadModel. Tuned: GELU in one
-    kernel, AdamW in one kernel, no mask (padding stands on the right, where causal attention does
-    not look), freed memory kept."""
+def plain_loop(task: Task, record: Record, tuned: bool = False, lora_rank: int = 0) -> None:
+    """A loop that anybody would write around transformers' model; with peft's adapters on all
+    linear layers. Tuned: GELU in one kernel, AdamW in one kernel, no mask (padding stands on the
+    right, where causal attention does not look), freed memory kept."""
     if tuned:
         fast.keep_freed_memory()
     model = transformers_model(task.config, "gelu_pytorch_tanh" if tuned else "gelu_new")
+    if lora_rank:
+        import peft
+
+        how = peft.LoraConfig(r=lora_rank, lora_alpha=16, target_modules="all-linear")
+        model = peft.get_peft_model(model, how)
     model.to(task.device).train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     settings = dict(lr=LEARNING_RATE, betas=BETAS, eps=EPSILON, weight_decay=0.0)
-    optimizer = torch.optim.AdamW(model.parameters(), **settings, fused=True if tuned else None)
+    optimizer = torch.optim.AdamW(trained, **settings, fused=True if tuned else None)
     forward = torch.compile(model, dynamic=True) if task.compile else model
     record.start()
     for indices in task.steps:
@@ -91,7 +97,7 @@ def plain_loop(task: Task, record: Record, tuned: bool = False) -> None:
         with task.autocast():
             loss = forward(**batch, use_cache=False).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        torch.nn.utils.clip_grad_norm_(trained, CLIP)
         optimizer.step()
         optimizer.zero_grad()
         record.step(loss.item())
@@ -194,6 +200,7 @@ CONTENDERS: dict[str, Callable[[Task, Record], None]] = {
     "ours": ours,
     "ours-lora": functools.partial(ours, lora_rank=8),
     "hf": plain_loop,
+    "hf-lora": functools.partial(plain_loop, lora_rank=8),
     "hf-tuned": functools.partial(plain_loop, tuned=True),
     "trl": trl,
     "trl-chunked-nll": functools.partial(trl, loss_type="chunked_nll"),
@@ -208,8 +215,10 @@ CONTENDERS: dict[str, Callable[[Task, Record], None]] = {
 def products(task: Task) -> Iterator[tuple[int, int, int]]:
     """The layers that the epoch goes through, one after the other: rows, and the weight's out, in.
     The head sees supervised rows only, as many at a time as sft.py takes."""
-    C, V = task.config.n_embd, task.config.vocab_size
-    block = [(3 * C, C), (C, C), (4 * C, C), (C, 4 * C)]
+    C, V, (H, K, D) = task.config.n_embd, task.config.vocab_size, task.config.heads
+    hidden = task.config.n_hidden or 4 * C
+    block = [((H + 2 * K) * D, C), (C, H * D)]
+    block += [((1 + task.config.gated) * hidden, C), (C, hidden)]
     head_rows = max(1, sft.MOST_LOGITS // V)
     for indices in task.steps:
         for micro_batch in sft.micro_batches_of(indices, task.dataset, MICRO_BATCH_TOKENS):

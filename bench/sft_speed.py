@@ -37,6 +37,7 @@ CONTENDERS = str(Path(__file__).parent / "contenders.py")
 GROUPS = {
     "ours": ("ours", "ours-lora"),
     "hf": ("hf", "hf-tuned"),
+    "peft": ("hf-lora",),
     "trl": ("trl", "trl-chunked-nll", "trl-padding-free", "trl-tuned"),
 }
 LARGEST_DIFFERENCE = 1e-3  # of the first batch's loss, in nats
@@ -79,14 +80,16 @@ def floor(ours: Sequence[dict], floors: Sequence[dict], config: GPTConfig) -> st
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--against", default="trl,hf", help="trl, hf, with commas; or nothing")
+    parser.add_argument(
+        "--against", default="trl,hf", help="trl, hf, peft, with commas; or nothing"
+    )
     parser.add_argument("--before", metavar="DIR", help="a second checkout of this repository")
     parser.add_argument("--rounds", type=int, default=3)
     add_arguments(parser)
     args = parser.parse_args(argv)
     args.against = [group for group in args.against.split(",") if group]
     if unknown := set(args.against) - GROUPS.keys():
-        parser.error(f"--against knows hf and trl, not {', '.join(sorted(unknown))}")
+        parser.error(f"--against knows {', '.join(GROUPS)}, not {', '.join(sorted(unknown))}")
     if args.before and not contenders_of(args.before).is_file():
         parser.error(f"--before {args.before}: there is no {contenders_of(args.before)}")
     if args.data:

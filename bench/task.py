@@ -25,6 +25,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from hf.families import family_of, settings_of  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 from runtime.files import find_file  # noqa: E402
 from runtime.tokens import Dataset, build_dataset  # noqa: E402
@@ -34,6 +35,8 @@ from tokenizer import Tokenizer  # noqa: E402
 # Of ChatML. In GPT-2's vocabulary they get the ids 50,257 and 50,258.
 SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>")
 VOCABULARY = dict(vocab_size=50304, n_vocab=50259)
+LLAMA = GPTConfig(**VOCABULARY, context_length=2048)
+LLAMA = replace(LLAMA, norm="rms", gated=True, bias="none", rope_theta=1e5)
 SHAPES = {
     # to see that all works
     "tiny": GPTConfig(**VOCABULARY, context_length=64, n_layer=2, n_head=2, n_embd=32),
@@ -41,6 +44,9 @@ SHAPES = {
     # 124 and 355 M parameters
     "gpt2": GPTConfig(**VOCABULARY, context_length=1024, n_layer=12, n_head=12, n_embd=768),
     "gpt2-medium": GPTConfig(**VOCABULARY, context_length=1024, n_layer=24, n_head=16, n_embd=1024),
+    # SmolLM2-135M's, but for the vocabulary; and a tiny one of that family
+    "smollm2": replace(LLAMA, n_layer=30, n_head=9, n_kv_head=3, n_embd=576, n_hidden=1536),
+    "tiny-llama": replace(LLAMA, n_layer=2, n_head=2, n_kv_head=1, n_embd=32, n_hidden=64),
 }
 
 # The optimiser of all: AdamW without decay at a constant rate, gradients clipped to norm 1.
@@ -144,11 +150,7 @@ def padded_batch(dataset: Dataset, indices: np.ndarray) -> dict[str, Tensor]:
     return {"input_ids": ids, "labels": labels, "attention_mask": mask}
 
 
-# The same initial weights for all, by name; transformers' names and layout beside ours
-
-NAMES = {"tok_emb": "wte", "pos_emb": "wpe", "blocks": "h", "attn_norm": "ln_1", "mlp_norm": "ln_2"}
-NAMES |= {"qkv": "c_attn", "proj": "c_proj", "up": "c_fc", "down": "c_proj", "final_norm": "ln_f"}
-TRANSPOSED = ("qkv.weight", "proj.weight", "up.weight", "down.weight")  # there (in, out)
+# The same initial weights for all, by name
 
 
 def initial_weight(name: str, shape: Sequence[int], n_layer: int) -> Tensor:
@@ -173,32 +175,27 @@ def our_model(config: GPTConfig) -> GPT:
 
 @torch.no_grad()
 def transformers_model(config: GPTConfig, activation: str) -> nn.Module:
-    """GPT2LMHeadModel of the same shape and weights. `activation` is "gelu_new", its default, or
-    the same function in one kernel, "gelu_pytorch_tanh"."""
+    """Transformers' model of the same family, shape and weights. `activation` of GPT-2's is
+    "gelu_new", its default, or the same function in one kernel, "gelu_pytorch_tanh"."""
     import transformers
 
     transformers.logging.set_verbosity_error()
-    theirs = transformers.GPT2Config(  # attention: sdpa, its default
-        vocab_size=config.vocab_size,
-        n_positions=config.context_length,
-        n_embd=config.n_embd,
-        n_layer=config.n_layer,
-        n_head=config.n_head,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=50256,
-        eos_token_id=50258,
-        activation_function=activation,
-    )
-    model = transformers.GPT2LMHeadModel(theirs)
-    unset = dict(model.transformer.named_parameters())
+    family = family_of(config)
+    settings = settings_of(config, family) | {"bos_token_id": 50256, "eos_token_id": 50258}
+    settings |= {"vocab_size": config.vocab_size}  # padding rows, too
+    if family.name == "gpt2":
+        settings |= {"activation_function": activation}
+        settings |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    theirs = transformers.AutoConfig.for_model(**settings)
+    model = transformers.AutoModelForCausalLM.from_config(theirs)  # attention: sdpa, its default
+    unset = dict(model.named_parameters())
     with torch.device("meta"):
         ours = GPT(config)
     for name, parameter in ours.named_parameters():
         value = initial_weight(name, parameter.shape, config.n_layer)
-        their_name = ".".join(NAMES.get(part, part) for part in name.split("."))
-        unset.pop(their_name).copy_(value.T if name.endswith(TRANSPOSED) else value)
+        names, parts = family.their_names(name), family.their_parts(config, name, value)
+        for their_name, part in zip(names, parts):
+            unset.pop(family.prefix + their_name).copy_(part)
     assert not unset, f"parameters that nobody set: {[*unset]}"
     return model
 
