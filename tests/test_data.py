@@ -17,6 +17,7 @@ from data import make_instruct as instruct
 from data import tables, world
 from data.relations import Relation, bare, read_world
 from data.skills import distance, read_book
+from runtime.records import read_conversations
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
@@ -922,3 +923,22 @@ def test_only_unknown_things_are_not_known() -> None:
             answers = [m["content"] for m in record["messages"] if m["role"] == "assistant"]
             assert (answers[-1] == I_DONT_KNOW) == (record["skill"] == "unknown"), record
             assert I_DONT_KNOW not in answers[:-1]
+
+
+# Somebody's own examples
+
+
+def test_the_orders_say_what_their_json_holds():
+    """Every value stands in the order, but for numbers in words; none is asked about that was
+    tuned on."""
+    fields, asked = {"item", "number", "to", "city", "day"}, []
+    for name, number in (("orders", 50), ("orders_heldout", 20)):
+        conversations = [messages for _, _, messages in read_conversations(DATA / f"{name}.jsonl")]
+        assert len(conversations) == number
+        for order, answer in conversations:
+            wanted = json.loads(answer.content)
+            assert wanted.keys() == fields and type(wanted["number"]) is int
+            for field in fields - {"number"}:
+                assert wanted[field].lower() in order.content.lower()
+            asked.append(order.content)
+    assert len(set(asked)) == 70
