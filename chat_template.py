@@ -54,7 +54,7 @@ def check_weight(name: str, value: object) -> None:
 
 # Templates
 
-# Tools, their calls and reasoning, in the form of Qwen and Hermes.
+# In the form of Qwen and Hermes.
 TOOLS = (
     "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
     "You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n%s\n"
@@ -158,7 +158,7 @@ TEMPLATES: dict[str, Template] = {
         stop="</s>",
         special_tokens=("<s>", "</s>"),
     ),
-    # The headings are ordinary text and can be forged.
+    # The headings are text and can be forged.
     "alpaca": Template(
         begin="Below is an instruction that describes a task. "
         "Write a response that completes the request.\n\n",
@@ -166,7 +166,7 @@ TEMPLATES: dict[str, Template] = {
         | {"assistant": "### Response:\n", "tool": "### Tool:\n"},
         after=dict.fromkeys(ROLES, "\n\n"),
     ),
-    # The tags are ordinary text and can be forged.
+    # The tags are text and can be forged.
     "xml": Template(
         before={role: f"<{role}>\n" for role in ROLES},
         after={role: f"\n</{role}>\n" for role in ROLES},
@@ -355,7 +355,8 @@ def read_turn(turn: object) -> Message:
         raise ValueError(f'a message needs "role" and "content" (found {found})')
     if not isinstance(role, str) or role not in ROLE_NAMES:
         raise ValueError(f"unknown role {shown(role)}; roles are {', '.join(ROLE_NAMES)}")
-    if role == "function_call":  # ShareGPT's, whose content is a call
+    is_json = any(str(turn[key]).startswith(("{", "[")) for key in content)
+    if role == "function_call" and is_json:  # ShareGPT's: the content is the call
         content, calls = [], content
     content = given(turn, *content) if calls else content
     text = "".join(text_of(turn, key) for key in content)

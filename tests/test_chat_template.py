@@ -499,6 +499,9 @@ def test_calls_in_sharegpt_are_calls(letters: Tokenizer) -> None:
     record = {"conversations": [{"from": role, "value": text} for role, text in turns]}
     rows = ONE_CALL.strip().split("\n")
     assert table_of(read_record(record), letters, "chatml", "assistant") == tuple(rows)
+    for text in ('f("x")', "", "call f"):  # of another kind: what is learned is the text
+        turns = [{"from": "human", "value": "B"}, {"from": "function_call", "value": text}]
+        assert read_record({"conversations": turns})[1] == Message("assistant", text)
 
 
 # Properties over hostile content
