@@ -81,7 +81,7 @@ def open_records(path: str | Path) -> Iterator[BinaryIO]:
 def check_kind(path: str | Path, number: int, line: bytes) -> None:
     """Raises ValueError where the first line that is not empty shows a file of another kind."""
     found = [kind for start, kind in KINDS.items() if line.startswith(start)]
-    if re.fullmatch(rb"\{(.*(\{|\[|[^}],))?", line):
+    if re.fullmatch(rb"\{(.*(\{|\[|[^}],))?", line):  # it goes on on the next one
         found = [OBJECT]
     elif re.fullmatch(rb'"?[\w ]+"?([,;\t]"?[\w .-]+"?)+', line) or str(path).endswith(".csv"):
         found = found or [CSV] * (line[:1] not in (b"{", b"["))

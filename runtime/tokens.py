@@ -141,8 +141,10 @@ def describe(of: Counter, max_length: int) -> list[str]:
         lines = [f"nothing to learn from: of {of['read']} conversations {lost}"]
     else:
         lines = ["no record in this file"]
-    lines += ["documents only: no turns of a chat"] * (of[records.DOCUMENTS] == of["read"] > 0)
     notes = {key: of[key] for key in sorted(of, key=str) if isinstance(key, tuple)}
+    if notes.get(records.DOCUMENTS) == of["read"]:
+        lines.append("documents only, without turns: all text is learned")
+        del notes[records.DOCUMENTS]
     lines += [f"{n:,} {note[0]}" for note, n in notes.items() if len(note) == 1]
     unused = ", ".join(f"{note[1]!r} ({n:,})" for note, n in notes.items() if len(note) == 2)
     return lines + ([one_line(f"keys not used: {unused}")] if unused else [])
