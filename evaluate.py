@@ -27,8 +27,7 @@ from runtime.console import LiveLine, accept_any_text, fail, printable
 from runtime.distributed import choose_device
 from runtime.files import find_file
 from runtime.load import load_checkpoint
-from runtime.records import read_conversations
-from runtime.tokens import build_dataset
+from runtime.records import build_dataset, read_conversations
 from sft import evaluate_loss
 from tokenizer import Tokenizer
 

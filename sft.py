@@ -25,11 +25,11 @@ import lora
 from chat_template import TEMPLATES, TRAIN_ON
 from model import GPT
 from runtime import distributed, fast, session
-from runtime.answers import Samples, samples_of
+from runtime.answers import Samples
 from runtime.console import check_ranges, lasting, log, merge_options, option, parse_arguments
 from runtime.files import HERE, from_anywhere, mark_base, open_folder, prune, save_checkpoint
 from runtime.load import load_checkpoint, load_optimizer, read_run, restore
-from runtime.tokens import Data, Dataset, read_data
+from runtime.records import Data, Dataset, read_data
 from tokenizer import END_OF_TEXT, Tokenizer
 
 IGNORED = -100  # the label of a position that is not supervised
@@ -408,7 +408,7 @@ def prepare(argv: Sequence[str] | None) -> Run:
     if saved:
         load_optimizer(optimizer, saved.pop("optimizer"))
     autocast = functools.partial(torch.autocast, device, torch.bfloat16, dtype == torch.bfloat16)
-    parts = model, tokenizer, base, data, plan, optimizer, samples_of(data), folder, last_step
+    parts = model, tokenizer, base, data, plan, optimizer, Samples(data), folder, last_step
     return Run(config, device, autocast, *parts)
 
 

@@ -22,7 +22,7 @@ from task import SPECIAL_TOKENS, failed, format_table, machine, measure, median
 from runtime.console import fail
 from runtime.files import HERE, find_file
 from runtime.load import load_checkpoint
-from runtime.tokens import build_dataset
+from runtime.records import build_dataset
 from tokenizer import Tokenizer
 
 CONTENDERS = str(Path(__file__).parent / "contenders.py")

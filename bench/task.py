@@ -28,7 +28,7 @@ from torch import Tensor, nn  # noqa: E402
 from hf.families import family_of, settings_of  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 from runtime.files import find_file  # noqa: E402
-from runtime.tokens import Dataset, build_dataset  # noqa: E402
+from runtime.records import Dataset, build_dataset  # noqa: E402
 from sft import IGNORED  # noqa: E402
 from tokenizer import Tokenizer  # noqa: E402
 

@@ -96,7 +96,7 @@ def replay_documents(folder: Path) -> tuple[str, float]:
     from chat_template import TEMPLATES
     from data import make_base, world
     from runtime.load import load_checkpoint
-    from runtime.tokens import build_dataset
+    from runtime.records import build_dataset
 
     documents = world.documents(REPLAY_SEED, make_base.WORDINGS)
     texts = itertools.islice(documents, REPLAY_DOCUMENTS)

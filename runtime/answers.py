@@ -13,8 +13,7 @@ from model import GPT
 from runtime.console import accept_any_text, fail, log, one_line, printable
 from runtime.distributed import is_sharded, rank
 from runtime.load import load_checkpoint
-from runtime.records import data_files, read_conversation, read_raw
-from runtime.tokens import Data, Dataset
+from runtime.records import Data, Dataset, data_files, read_conversation, read_raw
 from tokenizer import END_OF_TEXT, Tokenizer
 
 SAMPLE_TOKENS = 40  # of an answer that is shown
@@ -79,18 +78,14 @@ def pick_samples(
     return sorted(filter(None, found.values()), key=len)[:number]
 
 
-def samples_of(data: Data) -> "Samples":
-    """Some held-out conversations, or, where none are held out, some that are trained on."""
-    held_out = len(data.val_indices) > 0
-    indices = data.val_indices if held_out else np.concatenate(data.pools)
-    return Samples(pick_samples(data.val_set, data.val_paths, indices), held_out)
-
-
 class Samples:
-    """Conversations that a model is asked before and after training."""
+    """Conversations that a model is asked before and after training: some held-out ones, or, where
+    none are held out, some that are trained on."""
 
-    def __init__(self, conversations: list[list[Message]], held_out: bool):
-        self.conversations, self.held_out, self.answers = conversations, held_out, {}
+    def __init__(self, data: Data):
+        self.held_out, self.answers = len(data.val_indices) > 0, {}
+        indices = data.val_indices if self.held_out else np.concatenate(data.pools)
+        self.conversations = pick_samples(data.val_set, data.val_paths, indices)
 
     def ask(self, name: str, model: GPT, tokenizer: Tokenizer, template: str | None) -> None:
         """Print each question with the answers given before, this model's, and the wanted one. A

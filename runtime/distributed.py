@@ -18,7 +18,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from model import GPT
 
-BUCKET = 2**23  # numbers in a message: 32 MB of float32
+BUCKET = 16  # gradients in a message
 TIMEOUT = datetime.timedelta(hours=2)  # while one tokenises or saves; if one dies, it ends at once
 
 
@@ -102,18 +102,14 @@ def sum_over_processes(values: Sequence[float]) -> list[float]:
 
 
 def all_reduce_gradients(parameters: Sequence[Tensor]) -> None:
-    """Add up the gradients of all processes (FSDP has), in messages of 32 MB: one a parameter would
-    be mostly waiting, one for all would need their memory again."""
-    if world_size() == 1 or is_sharded(parameters[0]):
-        return
-    bucket: list[Tensor] = []
-    for parameter in parameters:
-        bucket.append(parameter.grad)
-        if parameter is parameters[-1] or sum(map(torch.numel, bucket)) >= BUCKET:
-            flat = parameters_to_vector(bucket)
-            dist.all_reduce(flat)
-            vector_to_parameters(flat, bucket)
-            bucket = []
+    """Add up the gradients of all processes (FSDP has), those of some parameters in a message: one
+    for each would be mostly waiting, one for all would need their memory again."""
+    gradients = [parameter.grad for parameter in parameters if not is_sharded(parameter)]
+    for first in range(0, len(gradients) if world_size() > 1 else 0, BUCKET):
+        bucket = gradients[first : first + BUCKET]
+        flat = parameters_to_vector(bucket)
+        dist.all_reduce(flat)
+        vector_to_parameters(flat, bucket)
 
 
 def shard(model: GPT, device: str) -> None:

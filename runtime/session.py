@@ -90,12 +90,9 @@ def is_lack_of_memory(error: Exception) -> bool:
 
 
 def remove_if_empty(folder: Path | None) -> None:
-    """Take a run's folder away that holds nothing: no checkpoint, and no step in its log."""
-    if folder and not checkpoints_in(folder):
-        with contextlib.suppress(OSError):
-            if (folder / "log.csv").read_text().strip() == Recorder.COLUMNS:
-                (folder / "log.csv").unlink()
-            folder.rmdir()
+    """Take a run's folder away that holds nothing: no checkpoint, and no step in a log."""
+    with contextlib.suppress(OSError):
+        os.rmdir(folder or "")
 
 
 def exit_process(status: int) -> None:
@@ -145,26 +142,25 @@ class Recorder:
         """The log's rows of steps that a resumed run does again are dropped."""
         self.first_step, self.n_steps, self.n_tokens = first_step, n_steps, 0
         self.live, self.started = LiveLine(), time.monotonic()
-        if rank() == 0:
-            path, rows = folder / "log.csv", [self.COLUMNS]
-            if path.is_file():  # a row a step; a kill may have left half a one behind them
-                rows = path.read_text(errors="replace").splitlines()[:first_step]
-            with files.replacing(path) as file:  # at no moment are the rows of earlier steps gone
+        self.path = folder / "log.csv" if rank() == 0 else None
+        if self.path and self.path.is_file():  # a kill may have left half a row behind the others
+            rows = self.path.read_text(errors="replace").splitlines()[:first_step]
+            with files.replacing(self.path) as file:  # at no moment are the earlier rows gone
                 file.write("".join(row + "\r\n" for row in rows).encode())
-            self.file = open(path, "a", newline="")
 
     def write(self, row: Sequence[float | None], n_tokens: int, saving: bool) -> None:
         """`row`: values of COLUMNS. `saving`: its checkpoint comes next, so the rows go to disk."""
         step, _, loss, lr, *_, val_loss = row
-        if rank() == 0:
+        if self.path:
             try:
-                csv.writer(self.file).writerow(row)
-                self.file.flush()
-                if saving:
-                    os.fsync(self.file.fileno())
+                with open(self.path, "a", newline="") as file:
+                    csv.writer(file).writerows([] if file.tell() else [self.COLUMNS.split(",")])
+                    csv.writer(file).writerow(row)
+                    if saving:
+                        file.flush()
+                        os.fsync(file.fileno())
             except OSError as error:
-                place = self.file.name
-                raise OSError(f"{place}: could not be written ({error.strerror})") from error
+                raise OSError(f"{self.path}: could not be written ({error.strerror})") from error
         self.n_tokens += n_tokens
         seconds = time.monotonic() - self.started
         left = round(seconds / (step + 1 - self.first_step) * (self.n_steps - step))

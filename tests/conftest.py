@@ -19,7 +19,7 @@ import torch
 
 from model import GPT, GPTConfig
 from runtime.files import save_checkpoint
-from runtime.tokens import Dataset
+from runtime.records import Dataset
 from tokenizer import END_OF_TEXT, Tokenizer
 
 # tests/peers compares with packages that this project does not need; they have an environment of

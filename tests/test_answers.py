@@ -11,9 +11,9 @@ import evaluate
 import sft
 from chat_template import TEMPLATES, Message, render_prompt
 from model import GPT
-from runtime import answers, tokens
+from runtime import answers
 from runtime.answers import Samples, generate_answers, prompt_of, stop_ids
-from runtime.records import read_raw
+from runtime.records import build_dataset, read_raw
 
 
 def asked(*texts: str) -> list[list[Message]]:
@@ -112,10 +112,18 @@ def test_answers_come_in_the_order_of_the_questions(tokenizer, batch_size: int):
     assert [stopped for _, stopped in found][:3] == [True, False, False]
 
 
+def samples_of(conversations: list[list[Message]], held_out: bool) -> Samples:
+    one = np.arange(1)
+    data = SimpleNamespace(val_indices=one[:held_out], pools=[one], val_set=None, val_paths=[])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answers, "pick_samples", lambda *_: conversations)
+        return Samples(data)
+
+
 def test_an_answer_that_was_cut_off_is_marked(tokenizer, monkeypatch, capsys):
     """What stopped by itself is whole. Base and tuned answers stand below the question."""
     conversations = [[Message("user", f"q{i}"), Message("assistant", f"a{i}")] for i in range(2)]
-    samples, new_ids = Samples(conversations, held_out=True), [b"x" * 40, b"yes"]
+    samples, new_ids = samples_of(conversations, held_out=True), [b"x" * 40, b"yes"]
     monkeypatch.setattr(GPT, "generate", lambda model, *_, **__: [list(ids) for ids in new_ids])
     samples.ask("base", make_model(), tokenizer, None)
     new_ids = [b"a0", b"a1 \x1b[2J"]
@@ -132,10 +140,10 @@ def test_an_answer_that_was_cut_off_is_marked(tokenizer, monkeypatch, capsys):
 def test_one_process_asks(tokenizer, monkeypatch, capsys):
     """Claim 10: the others do not generate what nobody would see; without samples, nobody does."""
     monkeypatch.setattr(GPT, "generate", lambda *_, **__: pytest.fail("asked"))
-    Samples([], held_out=False).ask("base", make_model(), tokenizer, None)
+    samples_of([], held_out=False).ask("base", make_model(), tokenizer, None)
     monkeypatch.setenv("RANK", "1")
     conversations = [[Message("user", "q"), Message("assistant", "a")]]
-    Samples(conversations, held_out=False).ask("base", make_model(), tokenizer, None)
+    samples_of(conversations, held_out=False).ask("base", make_model(), tokenizer, None)
     assert capsys.readouterr().out == ""
 
 
@@ -149,7 +157,7 @@ def test_samples_are_the_chosen_conversations(tmp_path: Path, tokenizer, monkeyp
     reads: list[Path] = []
     monkeypatch.setattr(answers, "read_raw", lambda path: reads.append(path) or read_raw(path))
     for path in (lines, array):
-        examples, _ = tokens.build_dataset([path], tokenizer, "xml")
+        examples, _ = build_dataset([path], tokenizer, "xml")
         chosen = np.array([9, 31, 30, 299, 3, 100, 1])
         shown = answers.pick_samples(examples, [path], chosen)
         assert [messages[-1].content for messages in shown] == ["a299", "a100", "a1"]

@@ -15,8 +15,8 @@ import pytest
 from conftest import conversation, make_base, write_jsonl
 
 import sft
-from runtime import tokens
-from runtime.tokens import COLUMNS, build_dataset
+from runtime import records
+from runtime.records import COLUMNS, build_dataset
 
 RECORDS = [conversation(f"question {i} é", "a" * (i % 9)) for i in range(700)]
 RECORDS[5]["note"] = "not used"
@@ -26,7 +26,7 @@ RECORDS[600]["messages"][1]["weight"] = 0
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch) -> list[Path]:
     """A file of lines and one that is an array, which count as large."""
-    monkeypatch.setattr(tokens, "LARGE", 1)
+    monkeypatch.setattr(records, "LARGE", 1)
     array = tmp_path / "array.json"
     array.write_text(json.dumps(RECORDS[:50]))
     return [write_jsonl(tmp_path / "lines.jsonl", RECORDS), array]
@@ -35,25 +35,25 @@ def files(tmp_path: Path, monkeypatch) -> list[Path]:
 @pytest.fixture
 def here(monkeypatch) -> list[int]:
     """Each time that large files are tokenised."""
-    times, genuine = [], tokens.render_files
+    times, genuine = [], records.render_files
 
     def render_files(*arguments, show_progress: bool):
         times.extend([1] * show_progress)
         return genuine(*arguments, show_progress=show_progress)
 
-    monkeypatch.setattr(tokens, "render_files", render_files)
+    monkeypatch.setattr(records, "render_files", render_files)
     return times
 
 
 def build(
     paths: list[Path], tokenizer, cache: Path | None, **settings
-) -> tuple[tokens.Dataset, list[str]]:
+) -> tuple[records.Dataset, list[str]]:
     settings = {"template": "xml", "max_length": 70} | settings
     return build_dataset(paths, tokenizer, cache=cache, **settings)
 
 
 def assert_same(
-    one: tuple[tokens.Dataset, list[str]], other: tuple[tokens.Dataset, list[str]]
+    one: tuple[records.Dataset, list[str]], other: tuple[records.Dataset, list[str]]
 ) -> None:
     assert one[1] == other[1] and one[0].digest == other[0].digest
     for name, dtype in zip(COLUMNS, (np.int32, np.float32, np.int64, np.int64)):
@@ -66,7 +66,7 @@ def test_the_disk_changes_nothing(files, tokenizer, tmp_path: Path, monkeypatch)
     """Claims 8, 22: the same arrays in the same order, the same report."""
     expected, told = build(files, tokenizer, None), []
     assert len(expected[0]) > 700 and "dropped" in "\n".join(expected[1])
-    monkeypatch.setattr(tokens.LiveLine, "show", lambda _, text, last=False: told.append(text))
+    monkeypatch.setattr(records.LiveLine, "show", lambda _, text, last=False: told.append(text))
     assert_same(build(files, tokenizer, tmp_path / "cache"), expected)
     assert told[-1].startswith(f"{files[0]} and 1 more: 750 conversations tokenised in ")
     assert_same(build(files, tokenizer, tmp_path / "cache"), expected)
@@ -110,21 +110,14 @@ def test_the_code_that_renders_is_part_of_the_name(
     files, tokenizer, tmp_path: Path, here, monkeypatch
 ):
     """Whoever changes a template must not be given yesterday's tokens."""
-    for module in ("chat_template", "records", "tokenizer_module"):
-        source = Path(getattr(tokens, module).__file__)
+    renderer = records.Renderer(tokenizer, "xml", "all", 9, "drop", "drop")
+    before = records.cache_key(files, renderer)
+    for module in (records.core, records.tokenizer, records):
+        source = Path(module.__file__)
         (tmp_path / source.name).write_bytes(source.read_bytes() + b"\n")
-    before = tokens.cache_key(files, tokens.Renderer(tokenizer, "xml", "all", 9, "drop", "drop"))
-    for module in ("chat_template", "records", "tokenizer_module"):
         with monkeypatch.context() as patch:
-            patch.setattr(
-                getattr(tokens, module),
-                "__file__",
-                str(tmp_path / f"{module.removesuffix('_module')}.py"),
-            )
-            assert (
-                tokens.cache_key(files, tokens.Renderer(tokenizer, "xml", "all", 9, "drop", "drop"))
-                != before
-            )
+            patch.setattr(module, "__file__", str(tmp_path / source.name))
+            assert records.cache_key(files, renderer) != before
 
 
 def test_damage_is_noticed_and_mended(files, tokenizer, tmp_path: Path, here, capsys):
@@ -164,7 +157,7 @@ def test_only_a_set_that_leaves_nothing_at_all_is_an_error(
     files, tokenizer, tmp_path: Path, here, monkeypatch, large: int
 ):
     """Claim 8: a file of a set may be empty, or leave nothing to learn from: the report says so."""
-    monkeypatch.setattr(tokens, "LARGE", large)
+    monkeypatch.setattr(records, "LARGE", large)
     cache, empty = tmp_path / "cache", tmp_path / "empty.jsonl"
     empty.write_text("\n")
     nothing = write_jsonl(tmp_path / "nothing.jsonl", [conversation("q", "a" * 100, n=1)] * 9)
@@ -198,22 +191,22 @@ def test_the_cache_is_bounded(files, tokenizer, tmp_path: Path, here):
 
     def use(max_length: int) -> Path:
         build(files, tokenizer, cache, max_length=max_length, overlong="truncate")
-        renderer = tokens.Renderer(tokenizer, "xml", "assistant", max_length, "truncate", "drop")
-        return cache / f"{tokens.cache_key(files, renderer)}.npz"
+        renderer = records.Renderer(tokenizer, "xml", "assistant", max_length, "truncate", "drop")
+        return cache / f"{records.cache_key(files, renderer)}.npz"
 
-    paths = [use(100 + n) for n in range(tokens.KEPT)]
+    paths = [use(100 + n) for n in range(records.KEPT)]
     for age, path in enumerate(paths[1:] + paths[:1]):  # the first one was used again
         os.utime(path, (time.time() - 100 + age,) * 2)
     newest = use(200)
     assert [path.exists() for path in paths] == [True, False] + [True] * (
-        tokens.KEPT - 2
+        records.KEPT - 2
     ) and newest.exists()
     assert all(stranger.exists() for stranger in strangers)
 
 
 def test_small_files_need_no_cache(tmp_path: Path, tokenizer, monkeypatch):
     """Nothing is written."""
-    monkeypatch.setattr(tokens, "write_cache", None)
+    monkeypatch.setattr(records, "write_cache", None)
     path = write_jsonl(tmp_path / "small.jsonl", RECORDS)
     build([path], tokenizer, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
@@ -227,7 +220,7 @@ def test_a_run_is_stopped_while_it_tokenises(tmp_path: Path, number: int):
     """Nothing is left that the next run trips over."""
     make_base(tmp_path / "base.pt")
     record = json.dumps(conversation("q" * 100, "a" * 100)) + "\n"
-    (tmp_path / "large.jsonl").write_text(record * (tokens.LARGE // len(record) + 1))
+    (tmp_path / "large.jsonl").write_text(record * (records.LARGE // len(record) + 1))
     arguments = "--data large.jsonl --init base.pt --steps 1".split()
     run = subprocess.Popen(
         [sys.executable, str(Path(sft.__file__)), *arguments],

@@ -15,7 +15,7 @@ from experiments.__main__ import EXPERIMENTS, main
 from experiments.table import Row
 from runtime.console import parse_arguments
 from runtime.files import HERE
-from runtime.tokens import split_weight
+from runtime.records import split_weight
 
 
 @pytest.fixture

@@ -29,11 +29,11 @@ import lora
 import sft
 from chat_template import TEMPLATES
 from model import GPT, GPTConfig
-from runtime import fast, files, tokens
+from runtime import fast, files
 from runtime.console import check_ranges, parse_arguments
 from runtime.files import checkpoints_in, is_whole, save_checkpoint
 from runtime.load import load_checkpoint, read_checkpoint
-from runtime.tokens import split_weight
+from runtime.records import Dataset, build_dataset, split_weight
 from tokenizer import Tokenizer
 
 ENOUGH = 1e-12  # relative to the norm, in float64
@@ -63,7 +63,7 @@ def flat_gradient(model: GPT) -> torch.Tensor:
     return torch.cat([gradient.flatten() for gradient in gradients])
 
 
-def nll_of_one(model: GPT, examples: tokens.Dataset, index: int) -> torch.Tensor:
+def nll_of_one(model: GPT, examples: Dataset, index: int) -> torch.Tensor:
     """Alone, with the logits of every position: the sum over t of -log p(token t | before)."""
     span = slice(*examples.offsets[index : index + 2])
     ids, mask = torch.from_numpy(examples.ids[span].astype(np.int64)), examples.loss_mask[span]
@@ -71,7 +71,7 @@ def nll_of_one(model: GPT, examples: tokens.Dataset, index: int) -> torch.Tensor
     return -sum(mask[t].item() * log_p[t - 1, ids[t]] for t in range(1, len(ids)) if mask[t])
 
 
-def mean_nll(model: GPT, examples: tokens.Dataset, indices: np.ndarray) -> float:
+def mean_nll(model: GPT, examples: Dataset, indices: np.ndarray) -> float:
     """Of a supervised token, each with its weight."""
     nll = sum(nll_of_one(model, examples, i).item() for i in indices)
     return nll / examples.n_supervised[indices].sum()
@@ -209,7 +209,7 @@ def test_labels_are_the_next_tokens_that_are_supervised(tmp_path: Path, tokenize
     records = [conversation("hi", "yo")] if table == ONE_CONVERSATION else records
     path = write_jsonl(tmp_path / "some.jsonl", records)
     tokenizer = tokenizer.with_special(["<|im_start|>", "<|im_end|>"])
-    examples, _ = tokens.build_dataset([path], tokenizer, "chatml")
+    examples, _ = build_dataset([path], tokenizer, "chatml")
     ids, labels, _, lengths = sft.collate(examples, np.arange(len(records)))
     wanted_ids, wanted_mask, wanted_labels = table.split("\n")[1:4]
     assert written(ids) == wanted_ids.replace(" ", "").replace("|", "\n")
@@ -387,7 +387,7 @@ def test_validation_loss_counts_the_stop_token_whatever_the_batch(tmp_path: Path
     micro-batches."""
     model = make_model(dropout=0.5)
     path = write_jsonl(tmp_path / "one.jsonl", [conversation("hi", "yo")])
-    one, _ = tokens.build_dataset([path], tokenizer, "xml")
+    one, _ = build_dataset([path], tokenizer, "xml")
     ids = list(b"<user>\nhi\n</user>\n<assistant>\nyo") + [256] + list(b"\n</assistant>\n")
     log_p = model(torch.tensor([ids]))[0].log_softmax(-1)
     by_hand = -sum(log_p[t - 1, ids[t]].item() for t in (30, 31, 32)) / 3
@@ -443,7 +443,7 @@ def test_the_learning_rate_stays_between_zero_and_its_peak():
             assert max(rates) == 0.3 and rates[max(warmup, 1) - 1] == 0.3
 
 
-def make_run(config: sft.Config, examples: tokens.Dataset) -> sft.Run:
+def make_run(config: sft.Config, examples: Dataset) -> sft.Run:
     """As far as `Run.batches` looks at it."""
     values = dict.fromkeys(field.name for field in dataclasses.fields(sft.Run))
     data = SimpleNamespace(train_set=examples)
@@ -522,7 +522,7 @@ def test_a_run_equals_a_hand_written_one(data: Path, small: Path, tmp_path: Path
     options = "--dtype float64 --epochs 2 --lr 0.01 --warmup-steps 3 --weight-decay 0.1 "
     assert run(data, small, tmp_path / "run", options + "--grad-clip 2.5 --eval-every 3") == 0
     tokenizer = tokenizer.with_special(["<|im_start|>", "<|im_end|>"])
-    examples, _ = tokens.build_dataset([data], tokenizer, "chatml")
+    examples, _ = build_dataset([data], tokenizer, "chatml")
     epochs = [int(row["epoch"]) for row in log_rows(tmp_path / "run")]
     first, second = (
         sorted(i for of, step in zip(epochs, drawn) for i in step if of == epoch)
@@ -578,7 +578,7 @@ def test_without_a_learning_rate_the_log_is_the_loss_of_the_base(
     assert run(data, small, tmp_path / "run", options) == 0
     model, tokenizer, _ = load_checkpoint(small)
     assert same(newest(tmp_path / "run")["model"], model.double().state_dict())
-    examples, _ = tokens.build_dataset([data], tokenizer, "xml", max_length=64)
+    examples, _ = build_dataset([data], tokenizer, "xml", max_length=64)
     for row, step in zip(log_rows(tmp_path / "run"), drawn, strict=True):
         assert near(float(row["loss"]), mean_nll(model, examples, step))
 
@@ -668,7 +668,7 @@ def test_steps_are_optimiser_updates(
     assert [int(row["step"]) for row in rows] == [*range(1, steps + 1)]
     assert all(0 <= float(row["learning_rate"]) <= 0.02 for row in rows)
     model, tokenizer, _ = load_checkpoint(tmp_path / "run")
-    examples, _ = tokens.build_dataset([data], tokenizer, "chatml", max_length=64)
+    examples, _ = build_dataset([data], tokenizer, "chatml", max_length=64)
     held_out = np.random.default_rng([0, 40]).permutation(40)[:2]
     evaluated = sft.evaluate_loss(model, examples, held_out, 150)
     assert evaluated == pytest.approx(float(rows[-1]["val_loss"]), rel=1e-6)

@@ -1,4 +1,4 @@
-"""runtime/tokens.py: what is kept, cut and left out, and what is said of it."""
+"""runtime/records.py: what is kept, cut and left out, and what is said of it."""
 
 import os
 import random
@@ -11,7 +11,7 @@ from conftest import conversation, dataset_of, write_jsonl
 
 import sft
 from chat_template import TEMPLATES, TRAIN_ON
-from runtime.tokens import build_dataset, hold_out, read_data
+from runtime.records import build_dataset, hold_out, read_data
 
 RECORDS = [
     conversation("hi", "yo"),

@@ -109,7 +109,9 @@ def run(request: dict, rank: int, port: int) -> None:
         os.kill(os.getpid(), fault["signal"])
 
     def fill_disk(below: str | None = None) -> None:
-        limit_files(fault["bytes"] + (os.path.getsize(below) if below else 0))
+        limit_files(
+            fault["bytes"] + (os.path.getsize(below) if below and os.path.exists(below) else 0)
+        )
 
     if "save" in fault:
         at_call(sft, "save_checkpoint", fault["save"], fill_disk)
