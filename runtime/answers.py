@@ -65,8 +65,7 @@ def generate_answers(
 def pick_samples(
     dataset: Dataset, paths: Sequence[Path], indices: np.ndarray, number: int = 3
 ) -> list[list[Message]]:
-    """Of the first conversations among `indices`, those with the fewest turns that end in an
-    answer, read again from their files."""
+    """Of the first ones among `indices`, those with the fewest turns that end in an answer."""
     found = dict.fromkeys(map(tuple, dataset.sources[indices[: 10 * number]].tolist()))
     for file, path in enumerate(paths):
         n_read = max((record + 1 for of, record in found if of == file), default=0)

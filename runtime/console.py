@@ -1,5 +1,4 @@
-"""The terminal: what is printed there, by one process, and cannot drive it; the command line, made
-from a dataclass of options, and a check of their values from anywhere."""
+"""The terminal, and the command line: options out of a dataclass, their values checked."""
 
 import argparse
 import contextlib
@@ -35,8 +34,7 @@ def accept_any_text() -> None:
 
 
 def log(text: str, start: str = "", end: str = "\n") -> None:
-    """Print, as process 0, and nothing that drives the terminal: a file's name may hold anything.
-    Where nobody reads any more (a closed terminal or pipe), `StopSignals` will know."""
+    """Print, as process 0. Where nobody reads any more (a closed pipe), `StopSignals` will know."""
     if rank() == 0:
         try:
             print(start + printable(text, keep="\n"), end=end, flush=True)

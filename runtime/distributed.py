@@ -1,9 +1,8 @@
 """Many processes: the same step everywhere, each process its share (torchrun sft.py ...).
 
-All compute the same order of the same data, so that nothing is exchanged but sums: of losses, of
-gradients, of wishes to stop. Process 0 prints and writes for all. With `--fsdp` each keeps only its
-part of every weight, gradient and optimiser state, and fetches a block's weights when it is that
-block's turn (Zhao et al., 2023, https://arxiv.org/abs/2304.11277). Whole tensors are saved.
+All compute the same order of the same data, so that nothing is exchanged but sums; process 0 prints
+and writes. With `--fsdp` each keeps only its part of every weight, gradient and optimiser state
+(Zhao et al., 2023, https://arxiv.org/abs/2304.11277). Whole tensors are saved.
 """
 
 import contextlib

@@ -144,8 +144,7 @@ def mark_base(base: Path, adapter: Path) -> None:
 
 
 def prune(newest: Path, keep: int) -> None:
-    """Once `newest` is safe, remove all but `keep` of the checkpoints there, and what a kill has
-    left; but none that an adapter stands on."""
+    """Remove all but `keep` checkpoints, and what a kill has left; none that an adapter needs."""
     earlier = [path for path in checkpoints_in(newest.parent) if path < newest]
     kept = {newest, *earlier[: keep - 1]}  # a later one was damaged, else we had resumed from it
     for path in set(newest.parent.glob("checkpoint-*")) - kept:

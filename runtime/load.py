@@ -54,8 +54,7 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 def read_run(folder: str, options: type) -> dict:
-    """The newest checkpoint of a run to go on with, its "args" as `options`. Raises what
-    `read_checkpoint` does."""
+    """The newest checkpoint of a run, its "args" as `options`. Raises as `read_checkpoint`."""
     if not find_file(folder).is_dir():
         what = "--resume takes a run's folder; to start from a checkpoint, use --init"
         raise ValueError(f"{folder}: {what}")

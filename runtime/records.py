@@ -55,9 +55,8 @@ OBJECT = ("a JSON object over several lines", "python -m json.tool --compact 'FI
 
 
 def data_files(argument: str | Path) -> list[Path]:
-    """The file that an argument names, or those of a folder; of a pipe (`-`: standard input) a
-    copy. Raises OSError where there is none, ValueError where several processes would read a pipe.
-    """
+    """The file that an argument names, those of a folder, or a copy of a pipe (`-`: what is typed).
+    Raises OSError where there is none, ValueError where several processes would read a pipe."""
     path = Path("-") if str(argument) == "-" else find_file(argument)
     if str(path) == "-" or path.is_fifo() or path.is_char_device():
         return [Path(copy_of_pipe(str(path)).name, "stdin")]
@@ -147,8 +146,7 @@ def read_array(path: str | Path, data: bytes) -> Iterator[tuple[int, object]]:
 def read_conversation(
     path: str | Path, number: int, raw: object, reasoning: str = "drop"
 ) -> tuple[dict, list[Message]]:
-    """Record, of a plain form, and conversation in what `read_raw` gives. Raises ValueError
-    (`file:line: reason`)."""
+    """Record, of a plain form, and conversation. Raises ValueError (`file:line: reason`)."""
     record = raw
     if isinstance(raw, bytes):
         record = parse_json(path, number, decode_utf8(path, number, raw).strip())
@@ -234,8 +232,7 @@ MARKERS |= {"[INST]", "### Instruction:"}
 
 
 def notes_of(record: dict, messages: list[Message]) -> Counter:
-    """How often to say each of the above of what `read_conversation` gives; and of each ("keys not
-    used", key), "turn.key" those of turns."""
+    """How often to tell each of the above, and ("keys not used", key); of a turn, "turn.key"."""
     form = form_of(record)
     turns = record[form[0]] if are_turns(record[form[0]]) else []
     unused = given(record, *(record.keys() - {*form, *FORMS[form]}))
