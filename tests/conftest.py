@@ -103,11 +103,12 @@ def pytest_terminal_summary(terminalreporter) -> None:
         terminalreporter.write_line(
             "faults: " + ", ".join(f"{n:,} {name}" for name, n in FAULTS.items())
         )
-    if not HAS_PEERS:
+    asked = " ".join(terminalreporter.config.args)
+    if "tests/faults" not in asked:
+        terminalreporter.write_line("apart: python -m pytest tests/faults, kills and hostile files")
+    if "tests/peers" not in asked:
         how = "pip install -r tests/peers/requirements.txt && python -m pytest tests/peers"
-        terminalreporter.write_line(
-            f"tests/peers, against transformers and peft, skipped. To run it: {how}"
-        )
+        terminalreporter.write_line(f"apart: {how}, against transformers and peft")
 
 
 @pytest.fixture(scope="session", autouse=True)
