@@ -45,9 +45,6 @@ class StopSignals(contextlib.ExitStack):
         stopping = self.requested > 0 or hasattr(sys.stdout, "nobody_reads")
         return distributed.sum_over_processes([float(stopping)])[0] > 0
 
-    def status(self, default: signal.Signals = signal.SIGTERM) -> int:
-        return 128 + (self.requested or default)
-
 
 def run_safely(prepare: Callable, train: Callable, argv: Sequence[str] | None) -> int:
     """`train(prepare(argv), stop)`; gives an exit status whatever happens: 0; 2 after one line for
@@ -58,7 +55,6 @@ def run_safely(prepare: Callable, train: Callable, argv: Sequence[str] | None) -
             accept_any_text()
             with distributed.together():
                 run = prepare(argv)
-                stop.callback(remove_if_empty, run.folder)
                 with files.lock(run.folder) if rank() == 0 else contextlib.nullcontext():
                     return train(run, stop)
         except Exception as error:
@@ -78,7 +74,10 @@ def run_safely(prepare: Callable, train: Callable, argv: Sequence[str] | None) -
             saved = run and rank() == 0 and checkpoints_in(run.folder)
             what = f"to go on: {resume_command(run.folder)}" if saved else "nothing was saved"
             log(f"\ninterrupted; {what}")
-            return stop.status(signal.SIGINT)
+            return 128 + (stop.requested or signal.SIGINT)
+        finally:
+            with contextlib.suppress(OSError):  # a folder that holds a log or a checkpoint stays
+                os.rmdir(run.folder if run and run.folder else "")
     return 128 + stop.requested  # a signal came while one of these messages was printed
 
 
@@ -87,12 +86,6 @@ def is_lack_of_memory(error: Exception) -> bool:
     signs = "can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED"
     told = isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
     return told or isinstance(error, MemoryError)
-
-
-def remove_if_empty(folder: Path | None) -> None:
-    """Take a run's folder away that holds nothing: no checkpoint, and no step in a log."""
-    with contextlib.suppress(OSError):
-        os.rmdir(folder or "")
 
 
 def exit_process(status: int) -> None:
@@ -187,4 +180,4 @@ def finished(folder: Path, keep_checkpoints: int, before: bool) -> int:
 def stopped(folder: Path, step: int, stop: StopSignals) -> int:
     below = "\n" if sys.stdout.isatty() else ""  # the live line
     log(f"stopped after step {step:,}, saved. To go on: {resume_command(folder)}", below)
-    return stop.status()
+    return 128 + (stop.requested or signal.SIGTERM)
