@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import math
 import os
 import reprlib
 import sys
@@ -115,7 +114,7 @@ def check_ranges(config) -> None:
         if good and value is not None and one.metadata["choices"]:
             good = value in one.metadata["choices"]
         elif good and value is not None and "least" in one.metadata:
-            good = one.metadata["least"] <= value < (1 if "dropout" in one.name else math.inf)
+            good = one.metadata["least"] <= value < (1 if "dropout" in one.name else float("inf"))
         if not good:
             short = printable(reprlib.repr(value))  # a file's may be large, or deeply nested
             raise ValueError(f"{flag(one.name)} {short} is out of range")
@@ -134,10 +133,8 @@ def merge_options(config, given: set[str], before, changeable: set[str]):
     changed = {name for name in given - changeable if new[name] != getattr(before, name)}
     if changed:
         flags = ", ".join(map(flag, sorted(changed)))
-        how = f"this run has other values of {flags}; leave them out to resume it (for more epochs,"
-        how += f" give --steps), or start another run from it with --init {config.resume}"
-        raise ValueError(f"{config.resume}: {how}")
+        how = f"leave them out (more epochs: --steps), or start anew with --init {config.resume}"
+        raise ValueError(f"{config.resume}: this run has other values of {flags}; {how}")
     if new.get("steps", before.steps) != before.steps:
-        what = f"{config.steps:,} steps: this is not the run that had them from the start"
-        log(f"schedule  computed anew for {what}")
+        log(f"schedule  computed anew: not the run that had {config.steps:,} steps from the start")
     return dataclasses.replace(before, **new)

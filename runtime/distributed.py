@@ -34,10 +34,9 @@ def world_size() -> int:
 def together() -> Iterator[None]:
     """Meet the others, if there are any, and leave with them. Raises ConnectionError where another
     process has ended, ValueError where nothing says how the many that are told of meet."""
-    needed = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-    if os.environ.get("WORLD_SIZE", "1") != "1" and (missing := needed - os.environ.keys()):
-        how = "start with torchrun, or unset WORLD_SIZE for one process"
-        raise ValueError(f"WORLD_SIZE is set, but not {', '.join(sorted(missing))}: {how}")
+    missing = ", ".join(sorted({"RANK", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys()))
+    if missing and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ValueError(f"WORLD_SIZE is set, but not {missing}: start with torchrun, or unset it")
     try:
         if world_size() > 1 and not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -57,8 +56,7 @@ def choose_device(device: str, dtype: str, fsdp: bool = False) -> tuple[str, tor
     """The device, and the number format: bfloat16 (autocast) where a GPU has it in hardware. Raises
     ValueError for what this machine does not have."""
     if fsdp and world_size() == 1:
-        what = "--fsdp is for several processes"
-        raise ValueError(f"{what}: torchrun --nproc_per_node=2 sft.py --fsdp ...")
+        raise ValueError("--fsdp is for several processes: torchrun --nproc_per_node=2 sft.py ...")
     has_mps = torch.backends.mps.is_available() and world_size() == 1  # it talks to no other one
     available = {"cuda": torch.cuda.is_available(), "mps": has_mps, "cpu": True}
     chosen = next(name for name in available if available[name]) if device == "auto" else device
@@ -66,8 +64,7 @@ def choose_device(device: str, dtype: str, fsdp: bool = False) -> tuple[str, tor
         raise ValueError(f"--device {chosen}: torch finds none on this machine; try --device auto")
     if chosen == "cuda" and world_size() > 1:
         if torch.cuda.device_count() < int(os.environ["LOCAL_WORLD_SIZE"]):
-            how = "torchrun needs another --nproc_per_node, or use --device cpu"
-            raise ValueError(f"fewer GPUs than processes: {how}")
+            raise ValueError("fewer GPUs than processes: lower --nproc_per_node, or --device cpu")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     has_bf16 = chosen == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     default = torch.bfloat16 if has_bf16 else torch.float32
@@ -151,7 +148,5 @@ def shard_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     """This process's part of a whole tensor, if the parameter that it belongs to is sharded."""
     if not is_sharded(parameter) or not tensor.dim():
         return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    mesh, placements = parameter.device_mesh, parameter.placements
-    return distribute_tensor(tensor.to(parameter.device), mesh, placements, src_data_rank=None)
+    place = parameter.device_mesh, parameter.placements  # by FSDP, which imports dist.tensor
+    return dist.tensor.distribute_tensor(tensor.to(parameter.device), *place, src_data_rank=None)

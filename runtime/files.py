@@ -97,14 +97,13 @@ def open_folder(out: str | None, name: str, overwrite: bool, protect: Path) -> P
     folder = Path(out)
     earlier = [p for name in ("checkpoint-*", "log.*", "loss.png") for p in folder.glob(name)]
     if earlier and not overwrite:
-        how = f"--resume {folder} goes on with it, --overwrite replaces it"
-        raise ValueError(f"{folder} holds a run: {how}")
+        raise ValueError(f"{folder} holds a run: --resume goes on with it, --overwrite replaces it")
     if earlier and protect.resolve().is_relative_to(folder.resolve()):
-        how = "which this run starts from; choose another --out"
-        raise ValueError(f"--overwrite would remove {protect}, {how}")
+        raise ValueError(f"--overwrite would remove {protect}, this run's base; use another --out")
     if earlier and (mark := next(folder.glob(BASE_MARK.format("*")), None)):
-        how = f"see {mark}; choose another --out"
-        raise ValueError(f"--overwrite would remove a checkpoint that an adapter stands on, {how}")
+        raise ValueError(
+            f"--overwrite: an adapter stands on this run, see {mark}; use another --out"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder):
         for path in earlier:
