@@ -26,8 +26,7 @@ def stop_ids(tokenizer: Tokenizer, template: str | None) -> list[int]:
 
 
 def prompt_of(messages: Sequence[Message], tokenizer: Tokenizer, template: str | None) -> list[int]:
-    """The ids that ask for an answer to the messages. A base knows no turns: it is given their bare
-    text, each on its line, as documents stand in its pretraining."""
+    """Ids that ask for an answer. A base knows no turns: it gets their text, each on its line."""
     if template:
         return render_prompt(messages, tokenizer, template)
     text = "".join(TEMPLATES["chatml"].text(message) + "\n" for message in messages)
@@ -43,8 +42,7 @@ def generate_answers(
     batch_size: int = 64,
     show: Callable = lambda text, last: None,
 ) -> list[tuple[str, bool]]:
-    """For each conversation the greedy answer, and whether the model stopped by itself. Of a prompt
-    that is too long for the context, its end is asked."""
+    """Greedy answers, and whether they stopped by themselves. Of a long prompt the end is asked."""
     context, answers = model.config.context_length, {}
     room = max(context - max_new_tokens, context // 2)
     asked = [prompt_of(messages, tokenizer, template) for messages in conversations]
@@ -78,8 +76,7 @@ def pick_samples(
 
 
 class Samples:
-    """Conversations that a model is asked before and after training: some held-out ones, or, where
-    none are held out, some that are trained on."""
+    """What is asked before and after training: held-out conversations, if any, or trained ones."""
 
     def __init__(self, data: Data):
         self.held_out, self.answers = len(data.val_indices) > 0, {}
@@ -133,9 +130,8 @@ def show_conversations(argv: Sequence[str] | None = None) -> int:
         for path, line, raw in (shown := list(itertools.islice(raws, args.number))):
             _, messages = read_conversation(path, line, raw, args.reasoning)
             ids, loss_mask = render(messages, tokenizer, args.template, args.train_on)
-            n_supervised = sum(weight > 0 for weight in loss_mask)
-            where = f"{printable(str(path))}:{line}"
-            print(f"{where}: {len(ids)} tokens, {n_supervised} supervised")
+            counts = f"{len(ids)} tokens, {sum(weight > 0 for weight in loss_mask)} supervised"
+            print(f"{printable(str(path))}:{line}: {counts}")
             tokens = show_mask(ids, loss_mask, tokenizer, not os.environ.get("NO_COLOR"))
             print(tokens + "\n", flush=True)
         if not shown:

@@ -56,8 +56,7 @@ class LiveLine:
 
 
 def fail(error: Exception | str) -> int:
-    """One line on stderr; gives the exit status. Where whoever read the output is gone (`| head`),
-    nothing, and the status that SIGPIPE would give."""
+    """One line on stderr, and the exit status. Of a closed pipe (`| head`): none, and SIGPIPE's."""
     if isinstance(error, BrokenPipeError):
         sys.stdout = open(os.devnull, "w")
         return 141
@@ -127,8 +126,7 @@ def lasting(config) -> dict:
 
 
 def merge_options(config, given: set[str], before, changeable: set[str]):
-    """The options of a run to resume, with those changed that may be. Raises ValueError where the
-    command line gives another value for one that would change the numbers."""
+    """The options `before`, changed as `given`. Raises ValueError where that changes numbers."""
     new = {name: getattr(config, name) for name in given}
     changed = {name for name in given - changeable if new[name] != getattr(before, name)}
     if changed:

@@ -132,8 +132,7 @@ def unsharded(tensor: Tensor) -> Tensor:
 
 
 def full_state_dict(value: object) -> object:
-    """Nested dicts and lists with whole tensors in place of shards, on process 0 alone: nobody else
-    has room for the model. Every process must take part."""
+    """Dicts and lists with whole tensors for shards, on process 0. Every process must take part."""
     if isinstance(value, dict):
         return {key: full_state_dict(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -141,7 +140,7 @@ def full_state_dict(value: object) -> object:
     if not is_sharded(value):
         return value
     whole = unsharded(value)
-    return whole.cpu() if rank() == 0 else None
+    return whole.cpu() if rank() == 0 else None  # nobody else has room for the model
 
 
 def shard_like(tensor: Tensor, parameter: Tensor) -> Tensor:

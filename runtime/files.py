@@ -67,7 +67,6 @@ def save_checkpoint(path: Path, content: dict) -> None:
         torch.save(content, file)
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        file.seek(0, os.SEEK_END)
         file.write(TRAILER.format(digest).encode())
 
 
@@ -137,9 +136,9 @@ def checkpoints_in(folder: Path) -> list[Path]:
 def mark_base(base: Path, adapter: Path) -> None:
     """Note beside a run's checkpoint which adapter stands on it: `prune` keeps it then."""
     if base.match("checkpoint-*.pt"):
-        with contextlib.suppress(OSError):  # who may not write there
-            with open(base.with_name(BASE_MARK.format(base.name)), "a") as file:
-                file.write(f"the adapter in {adapter.resolve()} stands on this checkpoint\n")
+        mark = base.with_name(BASE_MARK.format(base.name))
+        with contextlib.suppress(OSError), mark.open("a") as file:  # who may not write there
+            file.write(f"the adapter in {adapter.resolve()} stands on this checkpoint\n")
 
 
 def prune(newest: Path, keep: int) -> None:

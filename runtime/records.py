@@ -308,9 +308,8 @@ class Renderer:
 def build_dataset(
     paths: Sequence[Path], *how, cache: Path | None = None, **more
 ) -> tuple[Dataset, list[str]]:
-    """What `Renderer(*how, **more)` makes of the files, and a report of what was kept, and what not
-    and why. Large data sets are found in `cache`, if given, or put there. Raises ValueError for a
-    bad record (`file:line: reason`), or if nothing is left; OSError for a file."""
+    """What `Renderer(*how, **more)` makes of the files, and a report of it. Large sets are found in
+    `cache`, or put there. Raises ValueError (`file:line: reason`, or nothing is left), OSError."""
     render, path, found = Renderer(*how, **more), None, None
     if cache and sum(path.stat().st_size for path in paths) >= LARGE:
         path = cache / f"{cache_key(paths, render)}.npz"
@@ -446,17 +445,16 @@ def hold_out(dataset: Dataset, number: int, seed: int) -> np.ndarray:
 def read_data(options, tokenizer: tokenizer.Tokenizer, context: int) -> Data:
     """The data of a run, by its options (`sft.Config`), described. Raises as `build_dataset`."""
     limit, seed = options.max_length or min(context, LONGEST), options.seed
-    cache = Path(options.cache)
     if limit > context:
         raise ValueError(f"--max-length {limit} is more than the model's context of {context}")
     how = tokenizer, options.template, options.train_on, limit, options.overlong, options.reasoning
     paths, weights = zip(*itertools.chain.from_iterable(map(split_weight, options.data)))
-    train_set, report = build_dataset(paths, *how, cache=cache)
+    train_set, report = build_dataset(paths, *how, cache=Path(options.cache))
     log("data      " + "\n          ".join(report))
     trained_on = np.arange(len(train_set))
     if options.val_data:
         val_paths = [file for path in options.val_data for file in data_files(path)]
-        val_set, report = build_dataset(val_paths, *how, cache=cache)
+        val_set, report = build_dataset(val_paths, *how, cache=Path(options.cache))
         n_seen = int(np.isin(val_set.groups(), train_set.groups()).sum())
         report += [f"{n_seen:,} of these are also trained on"] * bool(n_seen)
         log("held out  " + "\n          ".join(report))
