@@ -47,11 +47,10 @@ def generate_answers(
     room = max(context - max_new_tokens, context // 2)
     asked = [prompt_of(messages, tokenizer, template) for messages in conversations]
     by_length = sorted(range(len(asked)), key=lambda i: len(asked[i]))
-    stop = stop_ids(tokenizer, template)
     for first in range(0, len(asked), batch_size):
         rows = by_length[first : first + batch_size]
         prompts = [asked[i][-room:] for i in rows]
-        new_ids = model.generate(prompts, max_new_tokens, stop=stop)
+        new_ids = model.generate(prompts, max_new_tokens, stop=stop_ids(tokenizer, template))
         for i, prompt, ids in zip(rows, prompts, new_ids):
             text = tokenizer.decode(ids)
             text = TEMPLATES[template].read(text) if template else text
@@ -124,8 +123,8 @@ def show_conversations(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     accept_any_text()
     try:
-        special = TEMPLATES[args.template].special_tokens
-        tokenizer = load_checkpoint(args.init)[1].with_special(special)
+        _, tokenizer, _ = load_checkpoint(args.init)
+        tokenizer = tokenizer.with_special(TEMPLATES[args.template].special_tokens)
         raws = ((path, *raw) for path in data_files(args.data) for raw in read_raw(path))
         for path, line, raw in (shown := list(itertools.islice(raws, args.number))):
             _, messages = read_conversation(path, line, raw, args.reasoning)

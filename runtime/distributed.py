@@ -53,8 +53,7 @@ def together() -> Iterator[None]:
 
 
 def choose_device(device: str, dtype: str, fsdp: bool = False) -> tuple[str, torch.dtype]:
-    """The device, and the number format: bfloat16 (autocast) where a GPU has it in hardware. Raises
-    ValueError for what this machine does not have."""
+    """Device, and number format: bfloat16 (autocast) where it is in hardware. Raises ValueError."""
     if fsdp and world_size() == 1:
         raise ValueError("--fsdp is for several processes: torchrun --nproc_per_node=2 sft.py ...")
     has_mps = torch.backends.mps.is_available() and world_size() == 1  # it talks to no other one
@@ -78,8 +77,7 @@ def barrier() -> None:
 
 @contextlib.contextmanager
 def first_process_first() -> Iterator[None]:
-    """Let each machine's first process go ahead, and the others find what it has tokenised; an
-    error in the data or the arguments is then reported once."""
+    """Let each machine's first process tokenise, or report an error, before the others go on."""
     is_first = int(os.environ.get("LOCAL_RANK", 0)) == 0
     if not is_first:
         barrier()
@@ -110,8 +108,7 @@ def all_reduce_gradients(parameters: Sequence[Tensor]) -> None:
 
 def shard(model: GPT, device: str) -> None:
     """Leave on `device` only this process's part of each weight, in place. Gradients are added up,
-    since losses are divided by all processes' tokens: FSDP's default is a mean
-    (https://github.com/pytorch/pytorch/issues/162338: gloo's is a sum)."""
+    since losses are divided by all processes' tokens; FSDP's default is a mean."""
     from torch.distributed.device_mesh import init_device_mesh  # takes most of a second to import
     from torch.distributed.fsdp import fully_shard
 
@@ -119,7 +116,7 @@ def shard(model: GPT, device: str) -> None:
     for module in (*model.blocks, model):
         fully_shard(module, mesh=mesh)
         module.set_gradient_divide_factor(1.0)
-        module.set_force_sum_reduction_for_comms(True)
+        module.set_force_sum_reduction_for_comms(True)  # github.com/pytorch/pytorch/issues/162338
 
 
 def is_sharded(tensor: Tensor) -> bool:

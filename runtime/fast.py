@@ -47,9 +47,8 @@ def forward_compiled(compiled, block: plain.Block, x, spans, rotation, cache, la
 
 
 def keep_freed_memory(dtype: torch.dtype = torch.float32) -> None:
-    """Tell glibc, where it is, to keep large freed blocks: the kernel would clear them again for
-    each step, 15 % of its time. And oneDNN, whose products are those in bfloat16, to keep few of
-    its kernels, one for each number of rows: they took three times the memory of the whole run."""
+    """Tell glibc to keep large freed blocks: clearing them again takes 15 % of a step. And oneDNN,
+    which multiplies bfloat16, to keep few of its kernels: they took three times a run's memory."""
     if dtype == torch.bfloat16:
         for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
             os.environ.setdefault(cache, "16")
@@ -75,9 +74,7 @@ class Spans:
         self.places = [each.flatten().nonzero()[:, 0].to(device) for each in is_token]  # (n,)
 
 
-def attend_padded(
-    attention: plain.CausalSelfAttention, q: Tensor, k: Tensor, v: Tensor, spans: Spans
-) -> Tensor:
+def attend_padded(attention: nn.Module, q: Tensor, k: Tensor, v: Tensor, spans: Spans) -> Tensor:
     """`CausalSelfAttention.attend`: (N, H, D), two (N, K, D) -> (N, H, D). No mask is needed: the
     padding stands behind all tokens of its row, and attention looks back only."""
     dropout, attended = attention.dropout if attention.training else 0.0, []
@@ -110,7 +107,6 @@ class OneDNNProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.has_bias = bias is not None
         extra = -len(x) % ROW_MULTIPLE if len(x) > ROW_MULTIPLE else 0
         y = multiply(F.pad(x, (0, 0, 0, extra)) if extra else x, weight, bias)
         return y.resize_(len(x), len(weight))  # a view y[:N] could not be written to later
@@ -123,11 +119,11 @@ class OneDNNProduct(torch.autograd.Function):
         whole = len(x) - len(x) % ROW_MULTIPLE  # the last rows go to MKL: padding would copy all
         if ctx.needs_input_grad[0]:
             x_grad = torch.cat([multiply(grad[:whole], weight.T), grad[whole:] @ weight])
-        if ctx.needs_input_grad[1] and whole and ctx.has_bias:
+        if all(ctx.needs_input_grad[1:]) and whole:
             weight_grad = multiply(grad[:whole].T, x[:whole].T).addmm_(grad[whole:].T, x[whole:])
         elif ctx.needs_input_grad[1]:  # of the head, for which oneDNN would copy the logits
             weight_grad = grad.T @ x
-        return x_grad, weight_grad, grad.sum(0) if ctx.has_bias else None
+        return x_grad, weight_grad, grad.sum(0) if ctx.needs_input_grad[2] else None
 
 
 def linear(layer: nn.Module, x: Tensor) -> Tensor:  # (N, in) -> (N, out)

@@ -30,18 +30,16 @@ def find_file(path: str | Path) -> Path:
 
 
 def from_anywhere(file: str) -> str:
-    """A name for FILE or FILE:WEIGHT that is right in any folder: absolute, or, in the repository,
-    from there on. What is no file (a pipe, a published model) keeps its name."""
+    """A name of FILE or FILE:WEIGHT right in any folder: absolute, or from the repository on."""
     path, names = Path(file).resolve(), (file, file.rpartition(":")[0])
     if not any(os.path.isfile(name) or os.path.isdir(name) for name in names):
-        return file
+        return file  # a pipe, a published model
     return str(path.relative_to(HERE) if path.is_relative_to(HERE) else path)
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that is written beside `path`, synced, and then renamed to it, so that there is never
-    half a one. Raises OSError, and leaves nothing, where there is no room."""
+    """A file beside `path`, synced, then renamed to it. Raises OSError, and leaves nothing then."""
     temporary = path.with_suffix(".tmp")
     try:
         with open(temporary, "w+b") as file:
@@ -77,17 +75,15 @@ def plot_losses(log_path: Path) -> None:
 
         axes = Figure(figsize=(7, 4)).subplots()
         log = np.genfromtxt(log_path, delimiter=",", names=True)  # where there is none, NaN
-        for column, style in (("loss", "-"), ("val_loss", "o")):
-            axes.plot(log["step"], log[column], style, label=column)
+        axes.plot(log["step"], log["loss"], "-", log["step"], log["val_loss"], "o")
+        axes.legend(["loss", "val_loss"])
         axes.set(xlabel="step", ylabel="loss (nats per supervised token)")
-        axes.legend()
         axes.figure.savefig(log_path.with_name("loss.png"), dpi=120, bbox_inches="tight")
 
 
 def open_folder(out: str | None, name: str, overwrite: bool, protect: Path) -> Path:
-    """Make `out`, or, if it is None, a new out/NAME-N. Raises ValueError where it holds a run that
-    is not to be overwritten, or may not be: one with the checkpoint `protect`, or with an adapter's
-    base; OSError where another process is at work in there."""
+    """Make `out`, or, if it is None, a new out/NAME-N. Raises ValueError where it holds a run, even
+    with `overwrite` where a base is in it (`protect`, an adapter's); OSError where it is in use."""
     for number in () if out else itertools.count(1):
         with contextlib.suppress(FileExistsError):
             folder = Path(f"out/{name}-{number}")
@@ -112,15 +108,14 @@ def open_folder(out: str | None, name: str, overwrite: bool, protect: Path) -> P
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Keep other processes that ask for this lock out, until the block or this process ends,
-    however it ends. Raises OSError where another one is in there."""
+    """Keep other processes out that ask for this lock. Raises OSError where one is in there."""
     with contextlib.ExitStack() as stack:
         try:
             import fcntl
 
             descriptor = os.open(folder, os.O_RDONLY)
             stack.callback(os.close, descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until it is closed or killed
         except BlockingIOError:
             raise OSError(f"{folder}: another process is at work in this folder") from None
         except (ImportError, OSError):  # not every system or network drive has such locks
@@ -198,12 +193,13 @@ def check_tensors(tensors: dict[str, Tensor]) -> None:
 
 
 def check_plain(value: object) -> None:
-    """Raises TypeError for anything but text and numbers in lists and dicts: a loop over a tensor
-    that is small in its file could take for ever."""
+    """Raises TypeError for anything but text and numbers in lists and dicts."""
     if isinstance(value, dict):
         value = [*value, *value.values()]
     if isinstance(value, (list, tuple)):
         for item in value:
             check_plain(item)
     elif not isinstance(value, (str, int, float, type(None))):
-        raise TypeError(f"{type(value).__name__} is no plain value")
+        raise TypeError(
+            f"{type(value).__name__} is no plain value"
+        )  # a loop over a tensor may not end

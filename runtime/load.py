@@ -178,7 +178,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
             if not (shapes == of_adamw if is_adamw else {*shapes.values()} <= {(), whole}):
                 raise TypeError(f"parameter {i} has another shape")
             values.update({name: shard_like(t, parameters[i]) for name, t in tensors.items()})
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ValueError(f"the optimiser's state does not fit: {one_line(str(error))}") from None

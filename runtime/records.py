@@ -121,7 +121,7 @@ def read_array(path: str | Path, data: bytes) -> Iterator[tuple[int, object]]:
     text, decoder, turns = decode_utf8(path, 1, data), json.JSONDecoder(), []
     mark, after = re.match(r"\s*(\[\s*\]|\[)\s*", text), re.compile(r"\s*([,\]]?)\s*")
     number = 1 + text.count("\n", 0, mark.end())
-    while not mark[1].endswith("]"):
+    while mark[1] in ("[", ","):
         parse = functools.partial(decoder.raw_decode, idx=mark.end())
         record, end = parse_json(path, number, text, parse)
         if is_turn(record):
@@ -130,10 +130,9 @@ def read_array(path: str | Path, data: bytes) -> Iterator[tuple[int, object]]:
             yield number, record
         start, mark = mark.end(), after.match(text, end)
         number += text.count("\n", start, mark.end())
-        if not mark[1]:
-            raise ValueError(f"{path}:{number}: not valid JSON: expected , or ] after a record")
-    if mark.end() < len(text):
-        raise ValueError(f"{path}:{number}: not valid JSON: something follows the array")
+    if not mark[1] or mark.end() < len(text):
+        what = "something follows the array" if mark[1] else "expected , or ] after a record"
+        raise ValueError(f"{path}:{number}: not valid JSON: {what}")
     if turns:
         yield 1, turns
 
@@ -349,16 +348,14 @@ def describe(of: Counter, max_length: int) -> list[str]:
     """Lines for the report; where nothing is left to learn from, the first one says why."""
     lost = f"longer than {max_length} tokens: {of['drop']:,} dropped, {of['truncate']:,} truncated"
     lost += f"; nothing supervised: {of['read'] - of['kept'] - of['drop']:,} dropped"
+    lines = ["no record in this file"]
     if of["kept"]:
         counts = f"{of['kept']:,} conversations, {of['tokens']:,} tokens, {of['supervised']:,.0f}"
-        percent = 100 * of["supervised"] / of["tokens"]
-        lines = [f"{counts} supervised ({percent:.0f} %)", lost]
+        lines = [f"{counts} supervised ({100 * of['supervised'] / of['tokens']:.0f} %)", lost]
     elif of["read"]:
         shortest = min(key for key in of if isinstance(key, int))
         how = f"the shortest has {shortest}; see --max-length and --overlong"
         lines = [f"nothing to learn from: of {of['read']:,} conversations, {lost} ({how})"]
-    else:
-        lines = ["no record in this file"]
     notes = {key: of[key] for key in sorted(of, key=str) if isinstance(key, tuple)}
     lines += [f"{n:,} {note[0]}" for note, n in notes.items() if len(note) == 1]
     unused = ", ".join(f"{note[1]!r} ({n:,})" for note, n in notes.items() if len(note) == 2)
@@ -371,7 +368,7 @@ def read_cache(path: Path) -> tuple | None:
         with np.load(path) as saved:  # a zip archive, with a checksum of each part
             *columns, reports = (saved[name] for name in (*COLUMNS, "reports"))
         os.utime(path)
-        return columns, json.loads(reports.tobytes())
+        return columns, json.loads(str(reports))
     except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile):
         log(f"cache     {path} is damaged; the files are tokenised again")
         return None
@@ -381,8 +378,7 @@ def write_cache(path: Path, columns: Sequence[np.ndarray], reports: list[list[st
     """Raises OSError where there is no room."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        told = np.frombuffer(json.dumps(reports).encode(), np.uint8)
-        np.savez(file, **dict(zip(COLUMNS, columns)), reports=told)
+        np.savez(file, **dict(zip(COLUMNS, columns)), reports=json.dumps(reports))
     for old in sorted(path.parent.glob("[0-9a-f]" * 32 + ".npz"), key=os.path.getmtime)[:-KEPT]:
         old.unlink(missing_ok=True)
     log(f"cache     {path}: {path.stat().st_size / 1e6:,.0f} MB, for the next time")
