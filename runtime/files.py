@@ -199,7 +199,5 @@ def check_plain(value: object) -> None:
     if isinstance(value, (list, tuple)):
         for item in value:
             check_plain(item)
-    elif not isinstance(value, (str, int, float, type(None))):
-        raise TypeError(
-            f"{type(value).__name__} is no plain value"
-        )  # a loop over a tensor may not end
+    elif not isinstance(value, (str, int, float, type(None))):  # a loop over a tensor may not end
+        raise TypeError(f"{type(value).__name__} is no plain value")

@@ -106,14 +106,12 @@ def circumstances(device: str, options) -> str:
     return f"torch {torch.__version__}, {device}, {threads}, {ways}, {tokens} tokens at a time"
 
 
-def describe_base(model: GPT, path: str) -> None:
+def describe_training(options, model: GPT, base: dict, saved: dict | None, now: str) -> None:
+    """What is trained; of a run that is resumed, from where on, and if its circumstances differ."""
     sizes, n_parameters = model.config, sum(p.numel() for p in model.parameters()) / 1e6
     shape = f"{sizes.n_layer} layers, {sizes.n_embd} channels, context {sizes.context_length}"
-    log(f"base      {path}: {n_parameters:.1f} M parameters, {shape}, vocabulary {sizes.n_vocab:,}")
-
-
-def describe_training(options, model: GPT, saved: dict | None, now: str) -> None:
-    """What is trained; of a run that is resumed, from where on, and if its circumstances differ."""
+    what = f"{n_parameters:.1f} M parameters, {shape}, vocabulary {sizes.n_vocab:,}"
+    log(f"base      {base['path']}: {what}")
     n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
     adapters = f"LoRA rank {options.lora_rank} on {', '.join(options.lora_targets)}"
     what = adapters if options.lora_rank else "all weights"
