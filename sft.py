@@ -403,7 +403,7 @@ def prepare(argv: Sequence[str] | None) -> Run:
     if config.fsdp:
         distributed.shard(model, device)
     optimizer = make_optimizer(model.to(device), config.weight_decay)
-    session.describe_training(plan, model, base, saved, session.circumstances(device, config))
+    session.describe_training(plan, model, base["path"], saved, device)
     if saved:
         load_optimizer(optimizer, saved.pop("optimizer"))
     autocast = functools.partial(torch.autocast, device, torch.bfloat16, dtype == torch.bfloat16)

@@ -16,7 +16,7 @@ from runtime.load import load_checkpoint
 from runtime.records import Data, Dataset, data_files, read_conversation, read_raw
 from tokenizer import END_OF_TEXT, Tokenizer
 
-SAMPLE_TOKENS = 40  # of an answer that is shown
+N_SAMPLES, SAMPLE_TOKENS = 3, 40  # conversations that are shown, and tokens of each answer
 
 
 def stop_ids(tokenizer: Tokenizer, template: str | None) -> list[int]:
@@ -59,11 +59,9 @@ def generate_answers(
     return [answers[i] for i in range(len(asked))]
 
 
-def pick_samples(
-    dataset: Dataset, paths: Sequence[Path], indices: np.ndarray, number: int = 3
-) -> list[list[Message]]:
-    """Of the first ones among `indices`, those with the fewest turns that end in an answer."""
-    found = dict.fromkeys(map(tuple, dataset.sources[indices[: 10 * number]].tolist()))
+def pick_samples(dataset: Dataset, paths: Sequence[Path], among: np.ndarray) -> list[list[Message]]:
+    """Of the first ones `among` the indices, those with the fewest turns that end in an answer."""
+    found = dict.fromkeys(map(tuple, dataset.sources[among[: 10 * N_SAMPLES]].tolist()))
     for file, path in enumerate(paths):
         n_read = max((record + 1 for of, record in found if of == file), default=0)
         for record, raw in enumerate(itertools.islice(read_raw(path), n_read)):
@@ -71,7 +69,7 @@ def pick_samples(
                 _, messages = read_conversation(path, *raw)
                 if messages[-1].role == "assistant" and len(messages) > 1:
                     found[file, record] = messages
-    return sorted(filter(None, found.values()), key=len)[:number]
+    return sorted(filter(None, found.values()), key=len)[:N_SAMPLES]
 
 
 class Samples:
@@ -83,10 +81,9 @@ class Samples:
         self.conversations = pick_samples(data.val_set, data.val_paths, indices)
 
     def ask(self, name: str, model: GPT, tokenizer: Tokenizer, template: str | None) -> None:
-        """Print each question with the answers given before, this model's, and the wanted one. A
-        model that is shared out among processes answers only where all of them ask."""
+        """Print each question with all answers so far and the wanted one."""
         if not self.conversations or (rank() and not is_sharded(model.final_norm.weight)):
-            return
+            return  # a model that is shared out among processes answers only where all of them ask
         questions = [messages[:-1] for messages in self.conversations]
         given = generate_answers(model, tokenizer, template, questions, SAMPLE_TOKENS)
         self.answers[name] = [text + ("" if stopped else " ...") for text, stopped in given]

@@ -48,8 +48,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of an OSError
-        cause = error if isinstance(error, OSError) else error.__context__
-        reason = getattr(cause, "strerror", None) or error
+        reason = getattr(error.__context__ or error, "strerror", None) or error
         raise OSError(f"{path}: could not be written ({reason})") from error
     finally:
         temporary.unlink(missing_ok=True)

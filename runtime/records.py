@@ -210,8 +210,7 @@ def guess(record: object) -> str:
     for key, value in fields.items():
         if isinstance(value, list) and value and has_form(value[0]):
             return f"; jq -c '.[{json.dumps(key)[:80]}][]' FILE > data.jsonl takes the records out"
-    how = PANDAS.format("read_json")
-    return f"; is this a table by columns? {how} writes its rows" if is_table else ""
+    return f"; a table by columns? {PANDAS.format('read_json')} writes its rows" if is_table else ""
 
 
 # What is told before training

@@ -84,8 +84,7 @@ def run_safely(prepare: Callable, train: Callable, argv: Sequence[str] | None) -
 def is_lack_of_memory(error: Exception) -> bool:
     """Whether memory has run out, of the computer or of a GPU: torch has several errors for it."""
     signs = "can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED"
-    told = isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
-    return told or isinstance(error, MemoryError)
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
 def exit_process(status: int) -> None:
@@ -106,19 +105,18 @@ def circumstances(device: str, options) -> str:
     return f"torch {torch.__version__}, {device}, {threads}, {ways}, {tokens} tokens at a time"
 
 
-def describe_training(options, model: GPT, base: dict, saved: dict | None, now: str) -> None:
+def describe_training(options, model: GPT, base: str, saved: dict | None, device: str) -> None:
     """What is trained; of a run that is resumed, from where on, and if its circumstances differ."""
     sizes, n_parameters = model.config, sum(p.numel() for p in model.parameters()) / 1e6
     shape = f"{sizes.n_layer} layers, {sizes.n_embd} channels, context {sizes.context_length}"
-    what = f"{n_parameters:.1f} M parameters, {shape}, vocabulary {sizes.n_vocab:,}"
-    log(f"base      {base['path']}: {what}")
+    log(f"base      {base}: {n_parameters:.1f} M parameters, {shape}, vocabulary {sizes.n_vocab:,}")
     n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
     adapters = f"LoRA rank {options.lora_rank} on {', '.join(options.lora_targets)}"
     what = adapters if options.lora_rank else "all weights"
     log(f"training  {what}, {n_trained:.2f} M parameters; learning rate {options.lr:g}")
     if saved:
         log(f"resuming  {saved['file']}, with step {saved['step'] + 1:,}")
-    if saved and (before := saved.get("circumstances")) != now:
+    if saved and (before := saved.get("circumstances")) != (now := circumstances(device, options)):
         draws = options.dropout or options.lora_dropout
         what = "dropout may draw other numbers" if draws else "the last bits may differ"
         log(f"          saved with {before}; now {now}: {what}")

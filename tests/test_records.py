@@ -177,7 +177,7 @@ def test_reasoning_is_kept_or_dropped() -> None:
 
 
 PREFERENCES = "is this preference data[?] Then keep the better answer alone"
-COLUMNS = r"is this a table by columns[?] in Python, pandas.read_json\('FILE'\)"
+COLUMNS = r"a table by columns[?] in Python, pandas.read_json\('FILE'\)"
 WRONG = [
     (
         {"prompt": "a", "chosen": "b", "rejected": "c"},
