@@ -384,7 +384,6 @@ def prepare(argv: Sequence[str] | None) -> Run:
             base, folder, last_step = saved["base"], Path(saved["file"]).parent, saved["step"]
         else:
             model, tokenizer, base = start_model(config)
-        session.describe_base(model, base["path"])
         log(f"template  {config.template}; supervised: {config.train_on}")
         data = read_data(config, tokenizer, model.config.context_length)
         if saved and saved["data_digest"] != data.digest:
@@ -404,7 +403,7 @@ def prepare(argv: Sequence[str] | None) -> Run:
     if config.fsdp:
         distributed.shard(model, device)
     optimizer = make_optimizer(model.to(device), config.weight_decay)
-    session.describe_training(plan, model, saved, session.circumstances(device, config))
+    session.describe_training(plan, model, base["path"], saved, device)
     if saved:
         load_optimizer(optimizer, saved.pop("optimizer"))
     autocast = functools.partial(torch.autocast, device, torch.bfloat16, dtype == torch.bfloat16)

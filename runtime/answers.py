@@ -16,7 +16,7 @@ from runtime.load import load_checkpoint
 from runtime.records import Data, Dataset, data_files, read_conversation, read_raw
 from tokenizer import END_OF_TEXT, Tokenizer
 
-SAMPLE_TOKENS = 40  # of an answer that is shown
+N_SAMPLES, SAMPLE_TOKENS = 3, 40  # conversations that are shown, and tokens of each answer
 
 
 def stop_ids(tokenizer: Tokenizer, template: str | None) -> list[int]:
@@ -26,8 +26,7 @@ def stop_ids(tokenizer: Tokenizer, template: str | None) -> list[int]:
 
 
 def prompt_of(messages: Sequence[Message], tokenizer: Tokenizer, template: str | None) -> list[int]:
-    """The ids that ask for an answer to the messages. A base knows no turns: it is given their bare
-    text, each on its line, as documents stand in its pretraining."""
+    """Ids that ask for an answer. A base knows no turns: it gets their text, each on its line."""
     if template:
         return render_prompt(messages, tokenizer, template)
     text = "".join(TEMPLATES["chatml"].text(message) + "\n" for message in messages)
@@ -43,17 +42,15 @@ def generate_answers(
     batch_size: int = 64,
     show: Callable = lambda text, last: None,
 ) -> list[tuple[str, bool]]:
-    """For each conversation the greedy answer, and whether the model stopped by itself. Of a prompt
-    that is too long for the context, its end is asked."""
+    """Greedy answers, and whether they stopped by themselves. Of a long prompt the end is asked."""
     context, answers = model.config.context_length, {}
     room = max(context - max_new_tokens, context // 2)
     asked = [prompt_of(messages, tokenizer, template) for messages in conversations]
     by_length = sorted(range(len(asked)), key=lambda i: len(asked[i]))
-    stop = stop_ids(tokenizer, template)
     for first in range(0, len(asked), batch_size):
         rows = by_length[first : first + batch_size]
         prompts = [asked[i][-room:] for i in rows]
-        new_ids = model.generate(prompts, max_new_tokens, stop=stop)
+        new_ids = model.generate(prompts, max_new_tokens, stop=stop_ids(tokenizer, template))
         for i, prompt, ids in zip(rows, prompts, new_ids):
             text = tokenizer.decode(ids)
             text = TEMPLATES[template].read(text) if template else text
@@ -62,11 +59,9 @@ def generate_answers(
     return [answers[i] for i in range(len(asked))]
 
 
-def pick_samples(
-    dataset: Dataset, paths: Sequence[Path], indices: np.ndarray, number: int = 3
-) -> list[list[Message]]:
-    """Of the first ones among `indices`, those with the fewest turns that end in an answer."""
-    found = dict.fromkeys(map(tuple, dataset.sources[indices[: 10 * number]].tolist()))
+def pick_samples(dataset: Dataset, paths: Sequence[Path], among: np.ndarray) -> list[list[Message]]:
+    """Of the first ones `among` the indices, those with the fewest turns that end in an answer."""
+    found = dict.fromkeys(map(tuple, dataset.sources[among[: 10 * N_SAMPLES]].tolist()))
     for file, path in enumerate(paths):
         n_read = max((record + 1 for of, record in found if of == file), default=0)
         for record, raw in enumerate(itertools.islice(read_raw(path), n_read)):
@@ -74,12 +69,11 @@ def pick_samples(
                 _, messages = read_conversation(path, *raw)
                 if messages[-1].role == "assistant" and len(messages) > 1:
                     found[file, record] = messages
-    return sorted(filter(None, found.values()), key=len)[:number]
+    return sorted(filter(None, found.values()), key=len)[:N_SAMPLES]
 
 
 class Samples:
-    """Conversations that a model is asked before and after training: some held-out ones, or, where
-    none are held out, some that are trained on."""
+    """What is asked before and after training: held-out conversations, if any, or trained ones."""
 
     def __init__(self, data: Data):
         self.held_out, self.answers = len(data.val_indices) > 0, {}
@@ -87,10 +81,9 @@ class Samples:
         self.conversations = pick_samples(data.val_set, data.val_paths, indices)
 
     def ask(self, name: str, model: GPT, tokenizer: Tokenizer, template: str | None) -> None:
-        """Print each question with the answers given before, this model's, and the wanted one. A
-        model that is shared out among processes answers only where all of them ask."""
+        """Print each question with all answers so far and the wanted one."""
         if not self.conversations or (rank() and not is_sharded(model.final_norm.weight)):
-            return
+            return  # a model that is shared out among processes answers only where all of them ask
         questions = [messages[:-1] for messages in self.conversations]
         given = generate_answers(model, tokenizer, template, questions, SAMPLE_TOKENS)
         self.answers[name] = [text + ("" if stopped else " ...") for text, stopped in given]
@@ -127,15 +120,14 @@ def show_conversations(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     accept_any_text()
     try:
-        special = TEMPLATES[args.template].special_tokens
-        tokenizer = load_checkpoint(args.init)[1].with_special(special)
+        _, tokenizer, _ = load_checkpoint(args.init)
+        tokenizer = tokenizer.with_special(TEMPLATES[args.template].special_tokens)
         raws = ((path, *raw) for path in data_files(args.data) for raw in read_raw(path))
         for path, line, raw in (shown := list(itertools.islice(raws, args.number))):
             _, messages = read_conversation(path, line, raw, args.reasoning)
             ids, loss_mask = render(messages, tokenizer, args.template, args.train_on)
-            n_supervised = sum(weight > 0 for weight in loss_mask)
-            where = f"{printable(str(path))}:{line}"
-            print(f"{where}: {len(ids)} tokens, {n_supervised} supervised")
+            counts = f"{len(ids)} tokens, {sum(weight > 0 for weight in loss_mask)} supervised"
+            print(f"{printable(str(path))}:{line}: {counts}")
             tokens = show_mask(ids, loss_mask, tokenizer, not os.environ.get("NO_COLOR"))
             print(tokens + "\n", flush=True)
         if not shown:

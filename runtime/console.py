@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import math
 import os
 import reprlib
 import sys
@@ -57,8 +56,7 @@ class LiveLine:
 
 
 def fail(error: Exception | str) -> int:
-    """One line on stderr; gives the exit status. Where whoever read the output is gone (`| head`),
-    nothing, and the status that SIGPIPE would give."""
+    """One line on stderr, and the exit status. Of a closed pipe (`| head`): none, and SIGPIPE's."""
     if isinstance(error, BrokenPipeError):
         sys.stdout = open(os.devnull, "w")
         return 141
@@ -115,7 +113,7 @@ def check_ranges(config) -> None:
         if good and value is not None and one.metadata["choices"]:
             good = value in one.metadata["choices"]
         elif good and value is not None and "least" in one.metadata:
-            good = one.metadata["least"] <= value < (1 if "dropout" in one.name else math.inf)
+            good = one.metadata["least"] <= value < (1 if "dropout" in one.name else float("inf"))
         if not good:
             short = printable(reprlib.repr(value))  # a file's may be large, or deeply nested
             raise ValueError(f"{flag(one.name)} {short} is out of range")
@@ -128,16 +126,13 @@ def lasting(config) -> dict:
 
 
 def merge_options(config, given: set[str], before, changeable: set[str]):
-    """The options of a run to resume, with those changed that may be. Raises ValueError where the
-    command line gives another value for one that would change the numbers."""
+    """The options `before`, changed as `given`. Raises ValueError where that changes numbers."""
     new = {name: getattr(config, name) for name in given}
     changed = {name for name in given - changeable if new[name] != getattr(before, name)}
     if changed:
         flags = ", ".join(map(flag, sorted(changed)))
-        how = f"this run has other values of {flags}; leave them out to resume it (for more epochs,"
-        how += f" give --steps), or start another run from it with --init {config.resume}"
-        raise ValueError(f"{config.resume}: {how}")
+        how = f"leave them out (more epochs: --steps), or start anew with --init {config.resume}"
+        raise ValueError(f"{config.resume}: this run has other values of {flags}; {how}")
     if new.get("steps", before.steps) != before.steps:
-        what = f"{config.steps:,} steps: this is not the run that had them from the start"
-        log(f"schedule  computed anew for {what}")
+        log(f"schedule  computed anew: not the run that had {config.steps:,} steps from the start")
     return dataclasses.replace(before, **new)

@@ -34,10 +34,9 @@ def world_size() -> int:
 def together() -> Iterator[None]:
     """Meet the others, if there are any, and leave with them. Raises ConnectionError where another
     process has ended, ValueError where nothing says how the many that are told of meet."""
-    needed = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-    if os.environ.get("WORLD_SIZE", "1") != "1" and (missing := needed - os.environ.keys()):
-        how = "start with torchrun, or unset WORLD_SIZE for one process"
-        raise ValueError(f"WORLD_SIZE is set, but not {', '.join(sorted(missing))}: {how}")
+    missing = ", ".join(sorted({"RANK", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys()))
+    if missing and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ValueError(f"WORLD_SIZE is set, but not {missing}: start with torchrun, or unset it")
     try:
         if world_size() > 1 and not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -54,11 +53,9 @@ def together() -> Iterator[None]:
 
 
 def choose_device(device: str, dtype: str, fsdp: bool = False) -> tuple[str, torch.dtype]:
-    """The device, and the number format: bfloat16 (autocast) where a GPU has it in hardware. Raises
-    ValueError for what this machine does not have."""
+    """Device, and number format: bfloat16 (autocast) where it is in hardware. Raises ValueError."""
     if fsdp and world_size() == 1:
-        what = "--fsdp is for several processes"
-        raise ValueError(f"{what}: torchrun --nproc_per_node=2 sft.py --fsdp ...")
+        raise ValueError("--fsdp is for several processes: torchrun --nproc_per_node=2 sft.py ...")
     has_mps = torch.backends.mps.is_available() and world_size() == 1  # it talks to no other one
     available = {"cuda": torch.cuda.is_available(), "mps": has_mps, "cpu": True}
     chosen = next(name for name in available if available[name]) if device == "auto" else device
@@ -66,8 +63,7 @@ def choose_device(device: str, dtype: str, fsdp: bool = False) -> tuple[str, tor
         raise ValueError(f"--device {chosen}: torch finds none on this machine; try --device auto")
     if chosen == "cuda" and world_size() > 1:
         if torch.cuda.device_count() < int(os.environ["LOCAL_WORLD_SIZE"]):
-            how = "torchrun needs another --nproc_per_node, or use --device cpu"
-            raise ValueError(f"fewer GPUs than processes: {how}")
+            raise ValueError("fewer GPUs than processes: lower --nproc_per_node, or --device cpu")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     has_bf16 = chosen == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     default = torch.bfloat16 if has_bf16 else torch.float32
@@ -81,8 +77,7 @@ def barrier() -> None:
 
 @contextlib.contextmanager
 def first_process_first() -> Iterator[None]:
-    """Let each machine's first process go ahead, and the others find what it has tokenised; an
-    error in the data or the arguments is then reported once."""
+    """Let each machine's first process tokenise, or report an error, before the others go on."""
     is_first = int(os.environ.get("LOCAL_RANK", 0)) == 0
     if not is_first:
         barrier()
@@ -113,8 +108,7 @@ def all_reduce_gradients(parameters: Sequence[Tensor]) -> None:
 
 def shard(model: GPT, device: str) -> None:
     """Leave on `device` only this process's part of each weight, in place. Gradients are added up,
-    since losses are divided by all processes' tokens: FSDP's default is a mean
-    (https://github.com/pytorch/pytorch/issues/162338: gloo's is a sum)."""
+    since losses are divided by all processes' tokens; FSDP's default is a mean."""
     from torch.distributed.device_mesh import init_device_mesh  # takes most of a second to import
     from torch.distributed.fsdp import fully_shard
 
@@ -122,7 +116,7 @@ def shard(model: GPT, device: str) -> None:
     for module in (*model.blocks, model):
         fully_shard(module, mesh=mesh)
         module.set_gradient_divide_factor(1.0)
-        module.set_force_sum_reduction_for_comms(True)
+        module.set_force_sum_reduction_for_comms(True)  # github.com/pytorch/pytorch/issues/162338
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -135,8 +129,7 @@ def unsharded(tensor: Tensor) -> Tensor:
 
 
 def full_state_dict(value: object) -> object:
-    """Nested dicts and lists with whole tensors in place of shards, on process 0 alone: nobody else
-    has room for the model. Every process must take part."""
+    """Dicts and lists with whole tensors for shards, on process 0. Every process must take part."""
     if isinstance(value, dict):
         return {key: full_state_dict(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -144,14 +137,12 @@ def full_state_dict(value: object) -> object:
     if not is_sharded(value):
         return value
     whole = unsharded(value)
-    return whole.cpu() if rank() == 0 else None
+    return whole.cpu() if rank() == 0 else None  # nobody else has room for the model
 
 
 def shard_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     """This process's part of a whole tensor, if the parameter that it belongs to is sharded."""
     if not is_sharded(parameter) or not tensor.dim():
         return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    mesh, placements = parameter.device_mesh, parameter.placements
-    return distribute_tensor(tensor.to(parameter.device), mesh, placements, src_data_rank=None)
+    place = parameter.device_mesh, parameter.placements  # by FSDP, which imports dist.tensor
+    return dist.tensor.distribute_tensor(tensor.to(parameter.device), *place, src_data_rank=None)

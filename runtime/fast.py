@@ -47,9 +47,8 @@ def forward_compiled(compiled, block: plain.Block, x, spans, rotation, cache, la
 
 
 def keep_freed_memory(dtype: torch.dtype = torch.float32) -> None:
-    """Tell glibc, where it is, to keep large freed blocks: the kernel would clear them again for
-    each step, 15 % of its time. And oneDNN, whose products are those in bfloat16, to keep few of
-    its kernels, one for each number of rows: they took three times the memory of the whole run."""
+    """Tell glibc to keep large freed blocks: clearing them again takes 15 % of a step. And oneDNN,
+    which multiplies bfloat16, to keep few of its kernels: they took three times a run's memory."""
     if dtype == torch.bfloat16:
         for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
             os.environ.setdefault(cache, "16")
@@ -75,9 +74,7 @@ class Spans:
         self.places = [each.flatten().nonzero()[:, 0].to(device) for each in is_token]  # (n,)
 
 
-def attend_padded(
-    attention: plain.CausalSelfAttention, q: Tensor, k: Tensor, v: Tensor, spans: Spans
-) -> Tensor:
+def attend_padded(attention: nn.Module, q: Tensor, k: Tensor, v: Tensor, spans: Spans) -> Tensor:
     """`CausalSelfAttention.attend`: (N, H, D), two (N, K, D) -> (N, H, D). No mask is needed: the
     padding stands behind all tokens of its row, and attention looks back only."""
     dropout, attended = attention.dropout if attention.training else 0.0, []
@@ -94,11 +91,10 @@ def attend_padded(
 def is_slow_with_mkl() -> bool:
     """On AMD's processors oneDNN, which comes with torch, multiplied 1.15 to 2.3 times as fast as
     MKL, which torch asks for float32; on one of Intel's there was no difference."""
-    try:
+    with contextlib.suppress(OSError):  # not on Linux
         is_amd = "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
-    except OSError:  # not on Linux
-        return False
-    return is_amd and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        return is_amd and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return False
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -111,7 +107,6 @@ class OneDNNProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.has_bias = bias is not None
         extra = -len(x) % ROW_MULTIPLE if len(x) > ROW_MULTIPLE else 0
         y = multiply(F.pad(x, (0, 0, 0, extra)) if extra else x, weight, bias)
         return y.resize_(len(x), len(weight))  # a view y[:N] could not be written to later
@@ -123,19 +118,16 @@ class OneDNNProduct(torch.autograd.Function):
         x_grad = weight_grad = None
         whole = len(x) - len(x) % ROW_MULTIPLE  # the last rows go to MKL: padding would copy all
         if ctx.needs_input_grad[0]:
-            x_grad = grad[whole:] @ weight
-            if whole:
-                x_grad = torch.cat([multiply(grad[:whole], weight.T), x_grad])
-        if ctx.needs_input_grad[1] and whole and ctx.has_bias:
+            x_grad = torch.cat([multiply(grad[:whole], weight.T), grad[whole:] @ weight])
+        if all(ctx.needs_input_grad[1:]) and whole:
             weight_grad = multiply(grad[:whole].T, x[:whole].T).addmm_(grad[whole:].T, x[whole:])
         elif ctx.needs_input_grad[1]:  # of the head, for which oneDNN would copy the logits
             weight_grad = grad.T @ x
-        return x_grad, weight_grad, grad.sum(0) if ctx.has_bias else None
+        return x_grad, weight_grad, grad.sum(0) if ctx.needs_input_grad[2] else None
 
 
-def linear(layer: nn.Module, x: Tensor) -> Tensor:
-    """`forward` of a linear layer, or `logits` of an embedding, by oneDNN where it can: in float32.
-    (N, in) -> (N, out)"""
+def linear(layer: nn.Module, x: Tensor) -> Tensor:  # (N, in) -> (N, out)
+    """`forward` of a linear layer, `logits` of an embedding: in float32 by oneDNN."""
     bias = getattr(layer, "bias", None)
     if len(x) and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
         return OneDNNProduct.apply(x, layer.weight, bias)

@@ -30,18 +30,16 @@ def find_file(path: str | Path) -> Path:
 
 
 def from_anywhere(file: str) -> str:
-    """A name for FILE or FILE:WEIGHT that is right in any folder: absolute, or, in the repository,
-    from there on. What is no file (a pipe, a published model) keeps its name."""
+    """A name of FILE or FILE:WEIGHT right in any folder: absolute, or from the repository on."""
     path, names = Path(file).resolve(), (file, file.rpartition(":")[0])
     if not any(os.path.isfile(name) or os.path.isdir(name) for name in names):
-        return file
+        return file  # a pipe, a published model
     return str(path.relative_to(HERE) if path.is_relative_to(HERE) else path)
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that is written beside `path`, synced, and then renamed to it, so that there is never
-    half a one. Raises OSError, and leaves nothing, where there is no room."""
+    """A file beside `path`, synced, then renamed to it. Raises OSError, and leaves nothing then."""
     temporary = path.with_suffix(".tmp")
     try:
         with open(temporary, "w+b") as file:
@@ -50,8 +48,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of an OSError
-        cause = error if isinstance(error, OSError) else error.__context__
-        reason = getattr(cause, "strerror", None) or error
+        reason = getattr(error.__context__ or error, "strerror", None) or error
         raise OSError(f"{path}: could not be written ({reason})") from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -67,7 +64,6 @@ def save_checkpoint(path: Path, content: dict) -> None:
         torch.save(content, file)
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        file.seek(0, os.SEEK_END)
         file.write(TRAILER.format(digest).encode())
 
 
@@ -78,17 +74,15 @@ def plot_losses(log_path: Path) -> None:
 
         axes = Figure(figsize=(7, 4)).subplots()
         log = np.genfromtxt(log_path, delimiter=",", names=True)  # where there is none, NaN
-        for column, style in (("loss", "-"), ("val_loss", "o")):
-            axes.plot(log["step"], log[column], style, label=column)
+        axes.plot(log["step"], log["loss"], "-", log["step"], log["val_loss"], "o")
+        axes.legend(["loss", "val_loss"])
         axes.set(xlabel="step", ylabel="loss (nats per supervised token)")
-        axes.legend()
         axes.figure.savefig(log_path.with_name("loss.png"), dpi=120, bbox_inches="tight")
 
 
 def open_folder(out: str | None, name: str, overwrite: bool, protect: Path) -> Path:
-    """Make `out`, or, if it is None, a new out/NAME-N. Raises ValueError where it holds a run that
-    is not to be overwritten, or may not be: one with the checkpoint `protect`, or with an adapter's
-    base; OSError where another process is at work in there."""
+    """Make `out`, or, if it is None, a new out/NAME-N. Raises ValueError where it holds a run, even
+    with `overwrite` where a base is in it (`protect`, an adapter's); OSError where it is in use."""
     for number in () if out else itertools.count(1):
         with contextlib.suppress(FileExistsError):
             folder = Path(f"out/{name}-{number}")
@@ -97,14 +91,13 @@ def open_folder(out: str | None, name: str, overwrite: bool, protect: Path) -> P
     folder = Path(out)
     earlier = [p for name in ("checkpoint-*", "log.*", "loss.png") for p in folder.glob(name)]
     if earlier and not overwrite:
-        how = f"--resume {folder} goes on with it, --overwrite replaces it"
-        raise ValueError(f"{folder} holds a run: {how}")
+        raise ValueError(f"{folder} holds a run: --resume goes on with it, --overwrite replaces it")
     if earlier and protect.resolve().is_relative_to(folder.resolve()):
-        how = "which this run starts from; choose another --out"
-        raise ValueError(f"--overwrite would remove {protect}, {how}")
+        raise ValueError(f"--overwrite would remove {protect}, this run's base; use another --out")
     if earlier and (mark := next(folder.glob(BASE_MARK.format("*")), None)):
-        how = f"see {mark}; choose another --out"
-        raise ValueError(f"--overwrite would remove a checkpoint that an adapter stands on, {how}")
+        raise ValueError(
+            f"--overwrite: an adapter stands on this run, see {mark}; use another --out"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder):
         for path in earlier:
@@ -114,15 +107,14 @@ def open_folder(out: str | None, name: str, overwrite: bool, protect: Path) -> P
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Keep other processes that ask for this lock out, until the block or this process ends,
-    however it ends. Raises OSError where another one is in there."""
+    """Keep other processes out that ask for this lock. Raises OSError where one is in there."""
     with contextlib.ExitStack() as stack:
         try:
             import fcntl
 
             descriptor = os.open(folder, os.O_RDONLY)
             stack.callback(os.close, descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until it is closed or killed
         except BlockingIOError:
             raise OSError(f"{folder}: another process is at work in this folder") from None
         except (ImportError, OSError):  # not every system or network drive has such locks
@@ -138,9 +130,9 @@ def checkpoints_in(folder: Path) -> list[Path]:
 def mark_base(base: Path, adapter: Path) -> None:
     """Note beside a run's checkpoint which adapter stands on it: `prune` keeps it then."""
     if base.match("checkpoint-*.pt"):
-        with contextlib.suppress(OSError):  # who may not write there
-            with open(base.with_name(BASE_MARK.format(base.name)), "a") as file:
-                file.write(f"the adapter in {adapter.resolve()} stands on this checkpoint\n")
+        mark = base.with_name(BASE_MARK.format(base.name))
+        with contextlib.suppress(OSError), mark.open("a") as file:  # who may not write there
+            file.write(f"the adapter in {adapter.resolve()} stands on this checkpoint\n")
 
 
 def prune(newest: Path, keep: int) -> None:
@@ -200,12 +192,11 @@ def check_tensors(tensors: dict[str, Tensor]) -> None:
 
 
 def check_plain(value: object) -> None:
-    """Raises TypeError for anything but text and numbers in lists and dicts: a loop over a tensor
-    that is small in its file could take for ever."""
+    """Raises TypeError for anything but text and numbers in lists and dicts."""
     if isinstance(value, dict):
         value = [*value, *value.values()]
     if isinstance(value, (list, tuple)):
         for item in value:
             check_plain(item)
-    elif not isinstance(value, (str, int, float, type(None))):
+    elif not isinstance(value, (str, int, float, type(None))):  # a loop over a tensor may not end
         raise TypeError(f"{type(value).__name__} is no plain value")

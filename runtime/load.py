@@ -35,11 +35,9 @@ def read_checkpoint(path: str | Path) -> dict:
         if is_whole(file):
             break
         if path.is_dir():
-            what = "damaged (its checksum does not match), trying the one before"
-            print(f"{printable(str(file))}: {what}", file=sys.stderr)
+            print(f"{printable(str(file))}: damaged, trying the one before", file=sys.stderr)
     else:
-        what = "no whole checkpoint here; give a checkpoint, or the folder of a run of sft.py"
-        raise ValueError(f"{path}: {what}")
+        raise ValueError(f"{path}: no whole checkpoint; give one, or the folder of a run of sft.py")
     try:
         with zipfile.ZipFile(file) as parts:
             if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
@@ -56,8 +54,7 @@ def read_checkpoint(path: str | Path) -> dict:
 def read_run(folder: str, options: type) -> dict:
     """The newest checkpoint of a run, its "args" as `options`. Raises as `read_checkpoint`."""
     if not find_file(folder).is_dir():
-        what = "--resume takes a run's folder; to start from a checkpoint, use --init"
-        raise ValueError(f"{folder}: {what}")
+        raise ValueError(f"{folder}: --resume takes a run's folder; for a checkpoint, use --init")
     saved = read_checkpoint(folder)
     try:
         saved["base"]["path"], saved["base"]["template"], saved["data_digest"], saved["optimizer"]
@@ -102,8 +99,7 @@ def restore(saved: dict, dropout: float = 0.0, depth: int = 0) -> tuple[GPT, Tok
     except (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
         reason = one_line(str(error).partition("\n")[0]) or type(error).__name__
         raise ValueError(f"{saved['file']}: not a checkpoint of sft.py ({reason})") from error
-    in_hand = "model", "adapter", "tokenizer"
-    return model, tokenizer, {key: saved[key] for key in saved if key not in in_hand}
+    return model, tokenizer, {key: saved[key] for key in saved.keys() - {"model", "adapter"}}
 
 
 class WithoutStartValues(TorchFunctionMode):
@@ -182,8 +178,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
             if not (shapes == of_adamw if is_adamw else {*shapes.values()} <= {(), whole}):
                 raise TypeError(f"parameter {i} has another shape")
             values.update({name: shard_like(t, parameters[i]) for name, t in tensors.items()})
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        why = one_line(str(error))
-        raise ValueError(f"the optimiser's state does not fit this model ({why})") from None
+        raise ValueError(f"the optimiser's state does not fit: {one_line(str(error))}") from None

@@ -40,25 +40,25 @@ LONGEST = 8192  # tokens of a conversation, where neither an option nor the cont
 KEPT = 6  # how many data sets stay in the cache, those that were used last
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 PANDAS = "in Python, pandas.{}('FILE').to_json('data.jsonl', orient='records', lines=True)"
-UTF16 = ("UTF-16 text", "iconv -f UTF-16 -t UTF-8 'FILE' > data.jsonl")
-KINDS = {  # the first bytes of files that are not read: what they are, and how to convert them
-    b"PAR1": ("a parquet file", PANDAS.format("read_parquet")),
-    b"PK\3\4": ("a zip archive or an Excel file", "unzip 'FILE'"),
-    b"\x28\xb5\x2f\xfd": ("packed by zstd", "zstd -d 'FILE'"),
-    b"BZh": ("packed by bzip2", "bunzip2 'FILE'"),
-    b"\xfd7zXZ": ("packed by xz", "unxz 'FILE'"),
-    b"\xff\xfe": UTF16,
-    b"\xfe\xff": UTF16,
-}
 CSV = ("a CSV file", PANDAS.format("read_csv"))
 OBJECT = ("a JSON object over several lines", "python -m json.tool --compact 'FILE' data.jsonl")
+KINDS = {  # first lines of files that are not read: what these are, and how to convert them
+    rb"PAR1": ("a parquet file", PANDAS.format("read_parquet")),
+    rb"PK\x03\x04": ("a zip archive or an Excel file", "unzip 'FILE'"),
+    rb"\x28\xb5\x2f\xfd": ("packed by zstd", "zstd -d 'FILE'"),
+    rb"BZh": ("packed by bzip2", "bunzip2 'FILE'"),
+    rb"\xfd7zXZ": ("packed by xz", "unxz 'FILE'"),
+    rb"\xff\xfe|\xfe\xff": ("UTF-16 text", "iconv -f UTF-16 -t UTF-8 'FILE' > data.jsonl"),
+    rb"\{(.*(\{|\[|[^}],))?$": OBJECT,  # it goes on on the next line
+    rb'"?[\w ]+"?([,;\t]"?[\w .-]+"?)+$': CSV,
+}
 
 
 def data_files(argument: str | Path) -> list[Path]:
     """The file that an argument names, those of a folder, or a copy of a pipe (`-`: what is typed).
     Raises OSError where there is none, ValueError where several processes would read a pipe."""
-    path = Path("-") if str(argument) == "-" else find_file(argument)
-    if str(path) == "-" or path.is_fifo() or path.is_char_device():
+    path = find_file("/dev/stdin" if str(argument) == "-" else argument)
+    if str(path) == "/dev/stdin" or path.is_fifo() or path.is_char_device():
         return [Path(copy_of_pipe(str(path)).name, "stdin")]
     if not path.is_dir():
         return [path]
@@ -74,31 +74,26 @@ def copy_of_pipe(name: str) -> tempfile.TemporaryDirectory:
     if world_size() > 1:
         raise ValueError(f"{name}: several processes cannot share a pipe; write it to a file")
     folder = tempfile.TemporaryDirectory(prefix="records-")
-    with open("/dev/stdin" if name == "-" else name, "rb") as pipe:
-        with open(Path(folder.name, "stdin"), "wb") as copy:
-            shutil.copyfileobj(pipe, copy)
+    with open(name, "rb") as pipe, open(Path(folder.name, "stdin"), "wb") as copy:
+        shutil.copyfileobj(pipe, copy)
     return folder
 
 
 @contextlib.contextmanager
 def open_records(path: str | Path) -> Iterator[BinaryIO]:
     """The bytes of a file, out of gzip, too. Raises OSError; ValueError where that is damaged."""
-    with open(path, "rb") as file:
-        opened = gzip.open if file.read(2) == b"\x1f\x8b" else open
     try:
-        with opened(path, "rb") as file:
-            yield file
+        with open(path, "rb") as file:
+            yield gzip.open(file) if file.peek(2).startswith(b"\x1f\x8b") else file
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}:1: a damaged gzip file ({error})") from None
 
 
 def check_kind(path: str | Path, number: int, line: bytes) -> None:
     """Raises ValueError where the first line that is not empty shows a file of another kind."""
-    found = [kind for start, kind in KINDS.items() if line.startswith(start)]
-    if re.fullmatch(rb"\{(.*(\{|\[|[^}],))?", line):  # it goes on on the next one
-        found = [OBJECT]
-    elif re.fullmatch(rb'"?[\w ]+"?([,;\t]"?[\w .-]+"?)+', line) or str(path).endswith(".csv"):
-        found = found or [CSV] * (line[:1] not in (b"{", b"["))
+    found = [kind for beginning, kind in KINDS.items() if re.match(beginning, line)]
+    if str(path).endswith(".csv") and not line.startswith((b"{", b"[")):
+        found.append(CSV)
     for what, how in found:
         how = f"not a record a line, or one array; to convert it: {how.replace('FILE', str(path))}"
         raise ValueError(f"{path}:{number}: this is {what}, {how}")
@@ -126,7 +121,7 @@ def read_array(path: str | Path, data: bytes) -> Iterator[tuple[int, object]]:
     text, decoder, turns = decode_utf8(path, 1, data), json.JSONDecoder(), []
     mark, after = re.match(r"\s*(\[\s*\]|\[)\s*", text), re.compile(r"\s*([,\]]?)\s*")
     number = 1 + text.count("\n", 0, mark.end())
-    while not mark[1].endswith("]"):
+    while mark[1] in ("[", ","):
         parse = functools.partial(decoder.raw_decode, idx=mark.end())
         record, end = parse_json(path, number, text, parse)
         if is_turn(record):
@@ -135,10 +130,9 @@ def read_array(path: str | Path, data: bytes) -> Iterator[tuple[int, object]]:
             yield number, record
         start, mark = mark.end(), after.match(text, end)
         number += text.count("\n", start, mark.end())
-        if not mark[1]:
-            raise ValueError(f"{path}:{number}: not valid JSON: expected , or ] after a record")
-    if mark.end() < len(text):
-        raise ValueError(f"{path}:{number}: not valid JSON: something follows the array")
+    if not mark[1] or mark.end() < len(text):
+        what = "something follows the array" if mark[1] else "expected , or ] after a record"
+        raise ValueError(f"{path}:{number}: not valid JSON: {what}")
     if turns:
         yield 1, turns
 
@@ -216,13 +210,12 @@ def guess(record: object) -> str:
     for key, value in fields.items():
         if isinstance(value, list) and value and has_form(value[0]):
             return f"; jq -c '.[{json.dumps(key)[:80]}][]' FILE > data.jsonl takes the records out"
-    how = PANDAS.format("read_json").removeprefix("in Python, ")
-    return f"; is this a table by columns? {how} writes its rows" if is_table else ""
+    return f"; a table by columns? {PANDAS.format('read_json')} writes its rows" if is_table else ""
 
 
 # What is told before training
 
-DOCUMENTS = ("plain documents, of which all text is learned",)
+DOCUMENTS = ("documents without turns, of which all text is learned",)
 EMPTY = ("empty answers, from which the model learns to stop at once",)
 DROPPED = ("turns whose reasoning is dropped; --reasoning keep trains on it",)
 MARKED = ("records with a template's markers as text, which stay text; give chats as messages",)
@@ -313,13 +306,12 @@ class Renderer:
 def build_dataset(
     paths: Sequence[Path], *how, cache: Path | None = None, **more
 ) -> tuple[Dataset, list[str]]:
-    """What `Renderer(*how, **more)` makes of the files, and a report of what was kept, and what not
-    and why. Large data sets are found in `cache`, if given, or put there. Raises ValueError for a
-    bad record (`file:line: reason`), or if nothing is left; OSError for a file."""
+    """What `Renderer(*how, **more)` makes of the files, and a report of it. Large sets are found in
+    `cache`, or put there. Raises ValueError (`file:line: reason`, or nothing is left), OSError."""
     render, path, found = Renderer(*how, **more), None, None
     if cache and sum(path.stat().st_size for path in paths) >= LARGE:
         path = cache / f"{cache_key(paths, render)}.npz"
-        found = read_cache(path)
+        found = read_cache(path) if path.exists() else None
     columns, reports = found or render_files(paths, render, show_progress=path is not None)
     if path and not found:
         write_cache(path, columns, reports)
@@ -353,38 +345,29 @@ def render_files(paths: Sequence[Path], render: Renderer, show_progress: bool) -
 
 def describe(of: Counter, max_length: int) -> list[str]:
     """Lines for the report; where nothing is left to learn from, the first one says why."""
-    over, unsupervised = f"longer than {max_length} tokens", of["read"] - of["kept"] - of["drop"]
+    lost = f"longer than {max_length} tokens: {of['drop']:,} dropped, {of['truncate']:,} truncated"
+    lost += f"; nothing supervised: {of['read'] - of['kept'] - of['drop']:,} dropped"
+    lines = ["no record in this file"]
     if of["kept"]:
-        supervised, percent = of["supervised"], 100 * of["supervised"] / of["tokens"]
-        counts = f"{of['kept']:,} conversations, {of['tokens']:,} tokens"
-        lines = [f"{counts}, {supervised:,.0f} supervised ({percent:.0f} %)"]
-        lost = f"{of['drop']:,} dropped, {of['truncate']:,} truncated"
-        lines += [f"{over}: {lost}; nothing supervised: {unsupervised:,} dropped"]
+        counts = f"{of['kept']:,} conversations, {of['tokens']:,} tokens, {of['supervised']:,.0f}"
+        lines = [f"{counts} supervised ({100 * of['supervised'] / of['tokens']:.0f} %)", lost]
     elif of["read"]:
         shortest = min(key for key in of if isinstance(key, int))
-        how = f"(the shortest has {shortest}; see --max-length and --overlong)"
-        lost = f"{of['drop']} are {over} {how} and {unsupervised} have no supervised token"
-        lines = [f"nothing to learn from: of {of['read']} conversations {lost}"]
-    else:
-        lines = ["no record in this file"]
+        how = f"the shortest has {shortest}; see --max-length and --overlong"
+        lines = [f"nothing to learn from: of {of['read']:,} conversations, {lost} ({how})"]
     notes = {key: of[key] for key in sorted(of, key=str) if isinstance(key, tuple)}
-    if notes.get(DOCUMENTS) == of["read"]:
-        lines.append("documents only, without turns: all text is learned")
-        del notes[DOCUMENTS]
     lines += [f"{n:,} {note[0]}" for note, n in notes.items() if len(note) == 1]
     unused = ", ".join(f"{note[1]!r} ({n:,})" for note, n in notes.items() if len(note) == 2)
     return lines + ([one_line(f"keys not used: {unused}")] if unused else [])
 
 
 def read_cache(path: Path) -> tuple | None:
-    """What `render_files` gave, out of the cache; None where it is not there, or damaged."""
+    """What `render_files` gave, out of the cache; None where that is damaged."""
     try:
         with np.load(path) as saved:  # a zip archive, with a checksum of each part
             *columns, reports = (saved[name] for name in (*COLUMNS, "reports"))
         os.utime(path)
-        return columns, json.loads(reports.tobytes())
-    except FileNotFoundError:
-        return None
+        return columns, json.loads(str(reports))
     except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile):
         log(f"cache     {path} is damaged; the files are tokenised again")
         return None
@@ -394,8 +377,7 @@ def write_cache(path: Path, columns: Sequence[np.ndarray], reports: list[list[st
     """Raises OSError where there is no room."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        told = np.frombuffer(json.dumps(reports).encode(), np.uint8)
-        np.savez(file, **dict(zip(COLUMNS, columns)), reports=told)
+        np.savez(file, **dict(zip(COLUMNS, columns)), reports=json.dumps(reports))
     for old in sorted(path.parent.glob("[0-9a-f]" * 32 + ".npz"), key=os.path.getmtime)[:-KEPT]:
         old.unlink(missing_ok=True)
     log(f"cache     {path}: {path.stat().st_size / 1e6:,.0f} MB, for the next time")
@@ -458,17 +440,16 @@ def hold_out(dataset: Dataset, number: int, seed: int) -> np.ndarray:
 def read_data(options, tokenizer: tokenizer.Tokenizer, context: int) -> Data:
     """The data of a run, by its options (`sft.Config`), described. Raises as `build_dataset`."""
     limit, seed = options.max_length or min(context, LONGEST), options.seed
-    cache = Path(options.cache)
     if limit > context:
         raise ValueError(f"--max-length {limit} is more than the model's context of {context}")
     how = tokenizer, options.template, options.train_on, limit, options.overlong, options.reasoning
     paths, weights = zip(*itertools.chain.from_iterable(map(split_weight, options.data)))
-    train_set, report = build_dataset(paths, *how, cache=cache)
+    train_set, report = build_dataset(paths, *how, cache=Path(options.cache))
     log("data      " + "\n          ".join(report))
     trained_on = np.arange(len(train_set))
     if options.val_data:
         val_paths = [file for path in options.val_data for file in data_files(path)]
-        val_set, report = build_dataset(val_paths, *how, cache=cache)
+        val_set, report = build_dataset(val_paths, *how, cache=Path(options.cache))
         n_seen = int(np.isin(val_set.groups(), train_set.groups()).sum())
         report += [f"{n_seen:,} of these are also trained on"] * bool(n_seen)
         log("held out  " + "\n          ".join(report))

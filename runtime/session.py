@@ -45,9 +45,6 @@ class StopSignals(contextlib.ExitStack):
         stopping = self.requested > 0 or hasattr(sys.stdout, "nobody_reads")
         return distributed.sum_over_processes([float(stopping)])[0] > 0
 
-    def status(self, default: signal.Signals = signal.SIGTERM) -> int:
-        return 128 + (self.requested or default)
-
 
 def run_safely(prepare: Callable, train: Callable, argv: Sequence[str] | None) -> int:
     """`train(prepare(argv), stop)`; gives an exit status whatever happens: 0; 2 after one line for
@@ -58,7 +55,6 @@ def run_safely(prepare: Callable, train: Callable, argv: Sequence[str] | None) -
             accept_any_text()
             with distributed.together():
                 run = prepare(argv)
-                stop.callback(remove_if_empty, run.folder)
                 with files.lock(run.folder) if rank() == 0 else contextlib.nullcontext():
                     return train(run, stop)
         except Exception as error:
@@ -78,21 +74,17 @@ def run_safely(prepare: Callable, train: Callable, argv: Sequence[str] | None) -
             saved = run and rank() == 0 and checkpoints_in(run.folder)
             what = f"to go on: {resume_command(run.folder)}" if saved else "nothing was saved"
             log(f"\ninterrupted; {what}")
-            return stop.status(signal.SIGINT)
+            return 128 + (stop.requested or signal.SIGINT)
+        finally:
+            with contextlib.suppress(OSError):  # a folder that holds a log or a checkpoint stays
+                os.rmdir(run.folder if run and run.folder else "")
     return 128 + stop.requested  # a signal came while one of these messages was printed
 
 
 def is_lack_of_memory(error: Exception) -> bool:
     """Whether memory has run out, of the computer or of a GPU: torch has several errors for it."""
     signs = "can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED"
-    told = isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
-    return told or isinstance(error, MemoryError)
-
-
-def remove_if_empty(folder: Path | None) -> None:
-    """Take a run's folder away that holds nothing: no checkpoint, and no step in a log."""
-    with contextlib.suppress(OSError):
-        os.rmdir(folder or "")
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
 def exit_process(status: int) -> None:
@@ -113,21 +105,18 @@ def circumstances(device: str, options) -> str:
     return f"torch {torch.__version__}, {device}, {threads}, {ways}, {tokens} tokens at a time"
 
 
-def describe_base(model: GPT, path: str) -> None:
+def describe_training(options, model: GPT, base: str, saved: dict | None, device: str) -> None:
+    """What is trained; of a run that is resumed, from where on, and if its circumstances differ."""
     sizes, n_parameters = model.config, sum(p.numel() for p in model.parameters()) / 1e6
     shape = f"{sizes.n_layer} layers, {sizes.n_embd} channels, context {sizes.context_length}"
-    log(f"base      {path}: {n_parameters:.1f} M parameters, {shape}, vocabulary {sizes.n_vocab:,}")
-
-
-def describe_training(options, model: GPT, saved: dict | None, now: str) -> None:
-    """What is trained; of a run that is resumed, from where on, and if its circumstances differ."""
+    log(f"base      {base}: {n_parameters:.1f} M parameters, {shape}, vocabulary {sizes.n_vocab:,}")
     n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
     adapters = f"LoRA rank {options.lora_rank} on {', '.join(options.lora_targets)}"
     what = adapters if options.lora_rank else "all weights"
     log(f"training  {what}, {n_trained:.2f} M parameters; learning rate {options.lr:g}")
     if saved:
         log(f"resuming  {saved['file']}, with step {saved['step'] + 1:,}")
-    if saved and (before := saved.get("circumstances")) != now:
+    if saved and (before := saved.get("circumstances")) != (now := circumstances(device, options)):
         draws = options.dropout or options.lora_dropout
         what = "dropout may draw other numbers" if draws else "the last bits may differ"
         log(f"          saved with {before}; now {now}: {what}")
@@ -187,4 +176,4 @@ def finished(folder: Path, keep_checkpoints: int, before: bool) -> int:
 def stopped(folder: Path, step: int, stop: StopSignals) -> int:
     below = "\n" if sys.stdout.isatty() else ""  # the live line
     log(f"stopped after step {step:,}, saved. To go on: {resume_command(folder)}", below)
-    return stop.status()
+    return 128 + (stop.requested or signal.SIGTERM)

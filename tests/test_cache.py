@@ -161,7 +161,7 @@ def test_only_a_set_that_leaves_nothing_at_all_is_an_error(
     cache, empty = tmp_path / "cache", tmp_path / "empty.jsonl"
     empty.write_text("\n")
     nothing = write_jsonl(tmp_path / "nothing.jsonl", [conversation("q", "a" * 100, n=1)] * 9)
-    reason = "nothing to learn from: of 9 conversations 9 are longer than 70 tokens (the shortest "
+    reason = "nothing to learn from: of 9 conversations, longer than 70 tokens: 9 dropped, "
     for paths, message in (
         ([empty], f"{empty}: no record in this file"),
         ([nothing], f"{nothing}: {reason}"),

@@ -376,7 +376,7 @@ NO_GPU = "--device cuda: torch finds none on this machine; try --device auto"
         ),
         ("nowhere", "", "nowhere: no such file"),
         ("damaged.pt", "", "damaged.pt: .*(damaged|no whole checkpoint)"),
-        ("empty", "", "empty: no whole checkpoint here"),
+        ("empty", "", "empty: no whole checkpoint"),
         ("run", "--temperature -1", "temperature must be 0 .greedy. or more, not -1.0"),
         ("run", "--top-k 0", "top_k must be at least 1, not 0"),
         ("run", "--top-p 1.5", "top_p must be in .0, 1., not 1.5"),

@@ -333,8 +333,7 @@ def test_a_clusters_number_of_tasks(place: Path, monkeypatch, capsys, given, mis
     for name, value in {"WORLD_SIZE": "2", **given}.items():
         monkeypatch.setenv(name, value)
     assert sft.main((RUN + " --out many").split()) == 2
-    how = "start with torchrun, or unset WORLD_SIZE for one process"
-    told = f"error: WORLD_SIZE is set, but not {missing}: {how}\n"
+    told = f"error: WORLD_SIZE is set, but not {missing}: start with torchrun, or unset it\n"
     assert capsys.readouterr().err == told and not (place / "many").exists()
     if "RANK" not in given:
         assert distributed.world_size() == 1 and distributed.sum_over_processes([2.5]) == [2.5]

@@ -177,7 +177,7 @@ def test_reasoning_is_kept_or_dropped() -> None:
 
 
 PREFERENCES = "is this preference data[?] Then keep the better answer alone"
-COLUMNS = r"is this a table by columns[?] pandas.read_json\('FILE'\)"
+COLUMNS = r"a table by columns[?] in Python, pandas.read_json\('FILE'\)"
 WRONG = [
     (
         {"prompt": "a", "chosen": "b", "rejected": "c"},
@@ -472,7 +472,7 @@ def test_errors_in_a_pipe_name_the_line(monkeypatch) -> None:
     assert re.search(rb"ValueError: /.*/stdin:1: unknown form of record", done.stderr)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(ValueError, match="^-: several processes cannot share a pipe"):
+    with pytest.raises(ValueError, match="^/dev/stdin: several processes cannot share a pipe"):
         data_files("-")
 
 

@@ -961,7 +961,7 @@ def test_a_base_that_an_adapter_stands_on_is_kept(
     assert mark.read_text() == said
     capsys.readouterr()
     assert run(data, small, base, "--steps 1 --overwrite") == 2
-    assert f"that an adapter stands on, see {mark};" in capsys.readouterr().err
+    assert f"an adapter stands on this run, see {mark};" in capsys.readouterr().err
     mark.unlink()
     assert sft.main(["--resume", str(base), "--steps", "7"]) == 0
     assert [path.name[-4] for path in checkpoints_in(base)] == ["7"]

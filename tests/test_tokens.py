@@ -84,7 +84,7 @@ def test_truncation_is_a_prefix_and_a_loose_limit_does_nothing(
         cut, _ = build_dataset([path], tokenizer, template, max_length=limit, overlong="truncate")
         assert cut.ids.tolist() == whole.ids[:limit].tolist()
         assert cut.loss_mask.tolist() == whole.loss_mask[:limit].tolist()
-    with pytest.raises(ValueError, match=f"1 are longer than {n - 1} tokens"):
+    with pytest.raises(ValueError, match=f"longer than {n - 1} tokens: 1 dropped"):
         build_dataset([path], tokenizer, template, max_length=n - 1)
 
 
@@ -97,7 +97,7 @@ def test_files_with_nothing_to_learn_from_are_an_error(tmp_path: Path, tokenizer
     good = write_jsonl(tmp_path / "good.jsonl", [conversation("q", "a")])
     empty = tmp_path / "empty.jsonl"
     empty.write_text(content)
-    reason = "empty.jsonl: no(thing to learn from: of 1 conversations | record in this file)"
+    reason = "empty.jsonl: no(thing to learn from: of 1 conversations, | record in this file)"
     with pytest.raises(ValueError, match=reason):
         build_dataset([empty], tokenizer, "xml")
     dataset, report = build_dataset([good, empty], tokenizer, "xml")
@@ -227,7 +227,7 @@ def test_what_is_told_before_training(tmp_path: Path, tokenizer):
     kept, other = build_dataset([path], tokenizer, "chatml", reasoning="keep")
     lines = {
         "1 empty answers, from which the model learns to stop at once",
-        "1 plain documents, of which all text is learned",
+        "1 documents without turns, of which all text is learned",
         "1 records with a template's markers as text, which stay text; give chats as messages",
         "keys not used: 'source' (1), 'turn.id' (1)",
     }
@@ -236,4 +236,4 @@ def test_what_is_told_before_training(tmp_path: Path, tokenizer):
     assert len(kept.ids) - len(dropped.ids) == len("<think>\nbecause\n</think>\n\n")
     alone = write_jsonl(tmp_path / "documents.jsonl", [{"text": "ab"}] * 3)
     _, report = build_dataset([alone], tokenizer, "chatml")
-    assert report[2:] == ["documents only, without turns: all text is learned"]
+    assert report[2:] == ["3 documents without turns, of which all text is learned"]
