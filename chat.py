@@ -1,8 +1,7 @@
-"""Talk to a checkpoint.
+"""Talk to a checkpoint, by the same rendering as in training, with the template that it names.
 
     python chat.py out/tiny_instruct-1 [--prompt "What is the capital of Peru?"]
 
-Prompts are rendered by the same code as in training, with the template that the checkpoint names.
 Standard output holds the answers; what else there is to say goes to standard error.
 """
 
@@ -175,4 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    from experiments.peft import register  # its kinds of adapters
+
+    register()
     sys.exit(main())

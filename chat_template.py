@@ -141,8 +141,8 @@ TEMPLATES: dict[str, Template] = {
         special_tokens=("<|begin_of_text|>", *HEADERS, "<|eot_id|>"),
         trim=True,
     ),
-    # Llama 2. [INST] is ordinary text: a user who types it can forge a turn. A tool's result stands
-    # in an [INST] block of its own. User turns in a row share one, a line apart.
+    # [INST] is ordinary text: a user who types it can forge a turn. A tool's result stands in a
+    # block of its own, user turns in a row share one.
     "llama2": Template(
         before={
             "system": "<s>[INST] <<SYS>>\n",
@@ -171,8 +171,8 @@ TEMPLATES: dict[str, Template] = {
         before={role: f"<{role}>\n" for role in ROLES},
         after={role: f"\n</{role}>\n" for role in ROLES},
     ),
-    # JSON objects, one a line. The markers are ordinary text, but content cannot leave its string;
-    # the stop token stands where the answer's string ends.
+    # JSON objects, one a line. The markers are text, but content cannot leave its string; the stop
+    # token stands where the answer's string ends.
     "json": Template(
         before={role: f'{{"role": "{role}", "content": "' for role in ROLES},
         after=dict.fromkeys(ROLES, '"}\n'),
@@ -262,11 +262,13 @@ def render_turns(
     return rendering
 
 
-def render_prompt(messages: Sequence[Message], tokenizer, template: str = "chatml") -> list[int]:
-    """Ids up to where the assistant begins: an exact prefix of `render` with an answer."""
+def render_prompt(
+    messages: Sequence[Message], tokenizer, template: str = "chatml", role: str = "assistant"
+) -> list[int]:
+    """Ids up to where the next message begins: an exact prefix of `render` with that one."""
     form, previous = TEMPLATES[template], messages[-1].role if messages else None
     prompt = render_turns(messages, tokenizer, form, "assistant")
-    prompt.add_markup(form.opening(previous, "assistant"), 0)
+    prompt.add_markup(form.opening(previous, role), 0)
     return prompt.ids
 
 
@@ -292,12 +294,12 @@ ACCEPTED = "accepted: " + ", or ".join(" and ".join(form) for form in FORMS)
 
 
 def given(values: dict, *keys: str) -> list[str]:
-    """Those of the keys that say something: null, an empty text, list or object do not."""
+    """Those of the keys that say something: null and what is empty do not."""
     return [key for key in keys if key in values and values[key] not in (None, "", [], {})]
 
 
 def form_of(record: dict) -> tuple[str, ...]:
-    """The keys of the first form that the record has. Raises ValueError where it has none."""
+    """The keys of the first form that the record has, else ValueError."""
     if not isinstance(record, dict):
         raise ValueError(f"a record must be an object, not {type(record).__name__}; {ACCEPTED}")
     for form in FORMS:
@@ -310,7 +312,7 @@ def form_of(record: dict) -> tuple[str, ...]:
 def read_record(record: dict) -> list[Message]:
     """The conversation in a record of any of the FORMS. Beside turns, `system` is the system
     message's text, and `tools`, a list or its JSON text, belong to it. runtime/records.py makes
-    these forms of others. Raises ValueError that says what is wrong."""
+    these forms of others. Raises ValueError."""
     messages = read_any_form(record)
     roles = [message.role for message in messages]
     if "system" in roles[1:]:

@@ -3,8 +3,7 @@
     python evaluate.py data/base.pt out/tiny_instruct-1
 
 An answer is all that a model types until it stops, and must be exactly right (JSON: the same
-value). A tuned model is asked through its template; a base, which knows no turns, in bare text. It
-hardly ever stops, so its table also says whether the first line is right.
+value). A base, which knows no turns, is asked in bare text; its first line is judged, too.
 """
 
 import argparse
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from chat_template import TEMPLATES, Message
 from lora import merge_lora
@@ -29,7 +29,7 @@ from runtime.files import find_file
 from runtime.load import load_checkpoint
 from runtime.records import build_dataset, read_conversations
 from sft import evaluate_loss
-from tokenizer import Tokenizer
+from tokenizer import END_OF_TEXT, Tokenizer
 
 ABSTENTION = "I don't know"
 
@@ -73,8 +73,7 @@ def score(questions: Sequence[Question], answers: Sequence[tuple[str, bool]]) ->
         for row in question.rows:
             outcomes[f"right, {row}"].append(right)
         abstains, should = (t.strip().startswith(ABSTENTION) for t in (answer, question.wanted))
-        says = "says it does not know: " + ("should" if should else "should not")
-        outcomes[says].append(abstains)
+        outcomes[f"says it does not know: should{'' if should else ' not'}"].append(abstains)
         if wanted is not None:
             outcomes["valid JSON, where wanted"].append(parse(answer) is not None)
         outcomes["stops by itself"].append(stopped)
@@ -86,6 +85,14 @@ def loss_on(model: GPT, tokenizer: Tokenizer, path: str, *rendering) -> float:
     dataset, _ = build_dataset([find_file(path)], tokenizer, *rendering)
     device = model.final_norm.weight.device
     return evaluate_loss(model, dataset, np.arange(len(dataset)), 8192, device)
+
+
+def hide_new_tokens(model: GPT, tokenizer: Tokenizer, template: str | None) -> None:
+    """Let none of the probability go to them: what they took from text is not forgotten."""
+    names = {*TEMPLATES[template].special_tokens} - {END_OF_TEXT} if template else ()
+    ids = [*map(tokenizer.special, names), *range(tokenizer.n_vocab, model.config.vocab_size)]
+    rows, logits = torch.tensor(ids, dtype=torch.long), model.tok_emb.logits
+    model.tok_emb.logits = lambda x: logits(x).index_fill(1, rows.to(x.device), -torch.inf)
 
 
 def evaluate(
@@ -110,7 +117,9 @@ def evaluate(
         how = template, "last", context
         numbers["loss, supervised tokens"] = loss_on(model, tokenizer, args.data, *how)
     how = "chatml", "all", context, "truncate"  # a document has no template
-    numbers["loss, pretraining text"] = loss_on(model, tokenizer, args.text, *how)
+    for row in ("loss, pretraining text", "loss, pretraining text, new tokens apart"):
+        numbers[row] = loss_on(model, tokenizer, args.text, *how)
+        hide_new_tokens(model, tokenizer, template)
     return numbers
 
 
@@ -148,12 +157,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         columns = [evaluate(path, args, questions, device) for path in args.checkpoints]
         print_table(args.checkpoints, columns)
         if args.json:
-            numbers = dict(zip(args.checkpoints, columns))
-            Path(args.json).write_text(json.dumps(numbers, indent=2), encoding="utf-8")
+            Path(args.json).write_text(json.dumps(dict(zip(args.checkpoints, columns)), indent=2))
     except (ValueError, OSError) as error:
         return fail(error)
     return 0
 
 
 if __name__ == "__main__":
+    from experiments.peft import register  # its kinds of adapters
+
+    register()
     sys.exit(main())

@@ -1,8 +1,8 @@
-"""LoRA: train a low-rank difference to the weights (Hu et al., https://arxiv.org/abs/2106.09685).
+"""LoRA: train a low-rank difference to the weights (Hu et al., arxiv.org/abs/2106.09685).
 
 A linear layer W becomes W + scale * B A, with A (rank, in) random and B (out, rank) zero, so that
 nothing changes at first. Scale is alpha / rank, or alpha / sqrt(rank) with `rslora` (Kalajdzievski,
-2023, https://arxiv.org/abs/2312.03732). The base is frozen and never written to.
+2023, arxiv.org/abs/2312.03732). The base is frozen and never written to.
 
 A base that never saw the chat format cannot say its stop token through adapters alone: the rows of
 new special tokens are trained too, as a difference from zero on, in embedding and head.
@@ -23,6 +23,7 @@ ALL_TARGETS = ("attn.qkv", "attn.proj", "mlp.up", "mlp.down")
 
 @dataclass
 class LoraConfig:
+    kind = "lora"  # of adapters: a fork's have another
     rank: int
     alpha: float
     dropout: float
@@ -93,16 +94,16 @@ def add_lora(
 ) -> nn.Module:
     """Freeze `model` and put adapters on the linear layers that `targets` name, in place.
 
-    A target is a layer's whole name or its end from a dot on: "mlp.up", "blocks.0.attn.qkv". Rows
-    of `token_ids` are trained as well; the vocabulary grows where they are new. A is drawn from
+    A target is a layer's name or its end from a dot on: "mlp.up", "blocks.0.attn.qkv". Rows of
+    `token_ids` are trained as well; the vocabulary grows where they are new. A is drawn from
     torch's global generator. Raises ValueError where a target names no linear layer, a number is
-    out of range, and where adapters are there already.
+    out of range, or adapters are there already.
     """
-    if getattr(model, "lora", None):
+    if getattr(model, "adapter", None):
         raise ValueError("the model has adapters already; merge them first")
     numbers_fit = rank >= 1 and 0 < alpha < math.inf and 0 <= dropout < 1
     if not numbers_fit or not targets or min(token_ids, default=0) < 0:
-        needs = "rank >= 1, alpha > 0, 0 <= dropout < 1, a target, and token_ids of 0 or more"
+        needs = "rank >= 1, alpha > 0, 0 <= dropout < 1, a target, token_ids >= 0"
         raise ValueError(f"LoRA needs {needs}, not {rank=} {alpha=} {dropout=} {token_ids=}")
     linears = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
     chosen: dict[str, nn.Linear] = {}
@@ -113,10 +114,10 @@ def add_lora(
             raise ValueError(f"no linear layer is named {target!r}; there are {endings}")
         chosen |= found
     token_ids, base = tuple(dict.fromkeys(token_ids)), fingerprint(model)
-    model.lora = LoraConfig(rank, alpha, dropout, tuple(targets), token_ids, rslora, base)
+    model.adapter = LoraConfig(rank, alpha, dropout, tuple(targets), token_ids, rslora, base)
     model.requires_grad_(False)
     for name, linear in chosen.items():
-        replace(model, name, LoraLinear(linear, model.lora))
+        replace(model, name, LoraLinear(linear, model.adapter))
     if token_ids:
         model.grow_vocab(max(token_ids) + 1)
         model.tok_emb.requires_grad_(False)
@@ -127,9 +128,9 @@ def add_lora(
 def merge_lora(model: nn.Module) -> nn.Module:
     """Add the differences to the weights and take the adapters out, in place, if there are any."""
     for name, module in list(model.named_modules()):
-        if isinstance(module, (LoraLinear, LoraTokens)):
+        if hasattr(module, "merged"):
             replace(model, name, module.merged())
-    model.lora = None
+    model.adapter = None
     return model.requires_grad_(True)
 
 
@@ -148,14 +149,15 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), attribute, module)
 
 
-def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
     """The trained tensors alone, by name."""
-    return {name: tensor for name, tensor in model.state_dict().items() if ".lora_" in name}
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
 def adapter_state(model: nn.Module) -> dict:
     """All that an adapter is, plain values and tensors; `runtime/load.py` attaches it again."""
-    return {"lora": {**asdict(model.lora)}, "adapter": lora_state_dict(model)}
+    kind, config = model.adapter.kind, asdict(model.adapter)
+    return {"kind": kind, kind: config, "adapter": trained_state(model)}
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -113,10 +113,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, **options) -> Tensor:
 
 
 def rotation_at(positions: Tensor, config: GPTConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine, (N, 1, D / 2), of the angles by which heads are turned at positions (N,):
-    pair i of channels by theta ** (-2 i / D) a position. `rope_scaling` (factor, low, high,
-    context) makes room beyond a context: pairs that turn fewer than `low` times in it are slowed
-    down by `factor`, those of more than `high` turns are not."""
+    """Cosine and sine, (N, 1, D / 2), of the angles by which heads turn at positions (N,): pair i
+    of channels by theta ** (-2 i / D) a position. `rope_scaling` (factor, low, high, context) makes
+    room beyond a context: pairs of fewer than `low` turns in it are slowed by `factor`, those of
+    more than `high` are not."""
     D = config.heads[2]
     speed = 1.0 / config.rope_theta ** (torch.arange(0, D, 2, device=positions.device) / D)
     if config.rope_scaling:
@@ -211,6 +211,8 @@ class TokenEmbedding(nn.Module):
 
 
 class GPT(nn.Module):
+    adapter = None  # that of lora.add_lora, if any
+
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config = replace(config)  # its own: grow_vocab writes to it
@@ -312,8 +314,8 @@ class GPT(nn.Module):
 
         A prompt ends at a token in `stop` (not given out), after `max_new_tokens`, or when the
         context is full. Temperature 0 takes the likeliest token; else one is drawn from the `top_k`
-        likeliest, of these from the smallest set that holds `top_p` of the probability. Raises
-        ValueError for an empty prompt, one that fills the context, and values out of range.
+        likeliest, of these from the smallest set with `top_p` of the probability. Raises ValueError
+        for an empty prompt, one that fills the context, values out of range.
         """
         if not prompts:
             return

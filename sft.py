@@ -2,9 +2,9 @@
 
     python sft.py --data tiny_instruct.jsonl
 
-`chat_template.render` has made ids and a loss mask of each record. In reading order: the options;
-which conversations a step draws; a micro-batch and its labels; the objective and its gradient; the
-model that a run starts from; the loop. What a run needs besides stands in runtime/.
+`chat_template.render` has made ids and a loss mask of each record. Here: the options; which
+conversations a step draws; a micro-batch and its labels; the objective and its gradient; the model
+that a run starts from; the loop. All else is in runtime/.
 """
 
 import dataclasses
@@ -32,18 +32,18 @@ from runtime.load import load_checkpoint, load_optimizer, read_run, restore
 from runtime.records import Data, Dataset, read_data
 from tokenizer import END_OF_TEXT, Tokenizer
 
-IGNORED = -100  # the label of a position that is not supervised
+IGNORED = -100  # the label where nothing is supervised
 Batch = tuple[Tensor, Tensor, Tensor, list[int]]  # ids, labels, weights (N,); lengths
 MOST_LOGITS = 2**23  # logits in memory at a time: 32 MB of float32
 LEARNING_RATE, LEARNING_RATE_LORA = 1.5e-4, 1.5e-3
 ADAM_BETAS = (0.9, 0.95)
-# Adam divides a gradient by its size: with the usual 1e-8, rows whose tokens never occur would move
-# as fast as the others.
+# With the usual 1e-8, rows whose tokens never occur would move as fast as the others.
 ADAM_EPS = 1e-5
-# What may differ when a run is resumed: `steps` makes another schedule, the data are the same
-# elsewhere; the others change the last bits of sums, and what dropout draws.
+# What may differ when a run is resumed: `steps` makes another schedule, the data are the same ones
+# elsewhere; the others change last bits, and what dropout draws.
 CHANGEABLE = {"steps", "save_every", "eval_every", "keep_checkpoints", "resume", "cache"}
 CHANGEABLE |= {"data", "val_data", "device", "dtype", "micro_batch_tokens", "compile", "fsdp"}
+CHANGEABLE |= {"activation_checkpointing"}
 
 
 # The options, one a line: the command line is made from them, and checkpoints hold them.
@@ -88,6 +88,7 @@ class Config:
 
     device: str = option("auto", "where", ("auto", "cuda", "mps", "cpu"), group="device")
     dtype: str = option("auto", "number format", ("auto", "float32", "bfloat16", "float64"))
+    activation_checkpointing: bool = option(False, "compute them twice: less memory, more time")
     compile: bool = option(False, "torch.compile: slower to start, faster on a GPU")
     fsdp: bool = option(False, "share weights and optimiser out among torchrun's processes")
 
@@ -97,7 +98,7 @@ class Config:
 
 def epoch_order(data: Data, seed: int, epoch: int) -> np.ndarray:
     """All conversations of an epoch, as indices, in random order; a file's as often as its weight
-    says: of a weight of 1.3, a third, newly drawn each epoch, comes twice."""
+    says: at 1.3, three tenths, newly drawn each epoch, come twice."""
     random = np.random.default_rng([seed, epoch])
     drawn = []
     for pool, weight in zip(data.pools, data.weights):
@@ -128,8 +129,8 @@ def draw_steps(data: Data, config: Config) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def micro_batches_of(indices: np.ndarray, dataset: Dataset, n_tokens: int) -> list[np.ndarray]:
-    """This process's share of a step's conversations, by length, in micro-batches of up to
-    `n_tokens` tokens: as many as every process has, empty where need be."""
+    """This process's share of a step, by length, in micro-batches of up to `n_tokens` tokens: as
+    many as every process has, empty where need be."""
     n_processes = distributed.world_size()
     shares = [indices[process::n_processes] for process in range(n_processes)]
     sorted_shares = [share[np.argsort(dataset.lengths[share], kind="stable")] for share in shares]
@@ -165,14 +166,14 @@ def collate(dataset: Dataset, indices: np.ndarray, device: str = "cpu") -> Batch
 
 
 def nll_sum(logits: Tensor, labels: Tensor) -> Tensor:
-    """Negative log-likelihood in nats, summed over the labels that are not -100: logits (n, V) and
-    labels (n,) -> a scalar. This is the yardstick of every measurement; leave it as it is."""
+    """Negative log-likelihood in nats, summed over the labels that are not -100: (n, V) and (n,) ->
+    a scalar. The yardstick of every measurement; leave it as it is."""
     logits = logits if logits.dtype == torch.float64 else logits.float()  # never in bfloat16
     return F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
 
 
 def objective(logits: Tensor, labels: Tensor) -> Tensor:
-    """What training minimises, summed over the labels: (n, V) and (n,) -> a scalar. Edit this one.
+    """What training minimises: (n, V) and (n,) -> a scalar. Edit this one.
 
     A sum, which a step divides once: means of micro-batches would weigh tokens unequally.
     """
@@ -289,9 +290,18 @@ def make_optimizer(model: GPT, weight_decay: float) -> torch.optim.Optimizer:
 # The model that a run starts from
 
 
+def adapt(model: GPT, config: Config, token_ids: Sequence[int]) -> None:
+    """Put adapters on the model, if asked for, and new tokens into it."""
+    shape = config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets
+    if config.lora_rank:
+        lora.add_lora(model, *shape, token_ids=token_ids)
+    else:
+        model.grow_vocab(max(token_ids, default=0) + 1)
+
+
 def start_model(config: Config) -> tuple[GPT, Tokenizer, dict]:
-    """The model of --init with the template's special tokens, and adapters if asked for; its
-    tokenizer; its base. Settles config.template."""
+    """The model of --init with the template's special tokens, `adapt`ed; its tokenizer; its base.
+    Settles config.template."""
     model, tokenizer, meta = load_checkpoint(config.init, dropout=config.dropout)
     lora.merge_lora(model)
     config.template = config.template or meta["template"] or "chatml"
@@ -300,12 +310,8 @@ def start_model(config: Config) -> tuple[GPT, Tokenizer, dict]:
     # A base that knew no template may have this one's tokens, and never have seen them.
     names = () if meta["template"] else {*template.special_tokens} - {END_OF_TEXT}
     unseen = {*map(tokenizer.special, names), *range(n_known, tokenizer.n_vocab)}
-    if config.lora_rank:
-        torch.manual_seed(config.seed)
-        shape = config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets
-        lora.add_lora(model, *shape, token_ids=sorted(unseen))
-    else:
-        model.grow_vocab(tokenizer.n_vocab)
+    torch.manual_seed(config.seed)
+    adapt(model, config, sorted(unseen))
     stop = tokenizer.special(template.stop)
     if stop in unseen:  # so that it is likely from the start where the base expects a text to end
         lora.copy_row(model.tok_emb, tokenizer.special(END_OF_TEXT), stop)
@@ -316,7 +322,7 @@ def start_model(config: Config) -> tuple[GPT, Tokenizer, dict]:
 
 
 def settle(config: Config, data: Data) -> Config:
-    """The options with what they leave open. ValueError where an epoch has no conversation."""
+    """The options with what they leave open. ValueError for an epoch without conversations."""
     if config.epochs > 10_000:
         raise ValueError("--epochs is at most 10,000; --steps may say more")
     orders = (epoch_order(data, config.seed, epoch) for epoch in range(config.epochs))
@@ -393,13 +399,13 @@ def prepare(argv: Sequence[str] | None) -> Run:
         if not saved and distributed.rank() == 0:
             name, protect = data.paths[0].stem, HERE / base["path"]
             folder = open_folder(config.out, name, config.overwrite, protect)
-            if config.lora_rank:
+            if model.adapter:
                 mark_base(protect, folder)
         log(f"folder    {folder}")
 
     model.to(torch.float64 if dtype == torch.float64 else torch.float32)
     fast.keep_freed_memory(dtype)
-    fast.speed_up(model, device, config.compile)
+    fast.speed_up(model, device, config.compile, config.activation_checkpointing)
     if config.fsdp:
         distributed.shard(model, device)
     optimizer = make_optimizer(model.to(device), config.weight_decay)
@@ -412,12 +418,12 @@ def prepare(argv: Sequence[str] | None) -> Run:
 
 
 def save(run: Run, step: int) -> None:
-    """Write a checkpoint, plain values and tensors alone, and only then remove those beyond
-    --keep-checkpoints. Raises FloatingPointError where the update has left no finite weights."""
+    """Write a checkpoint, plain values and tensors alone, then remove those beyond
+    --keep-checkpoints. Raises FloatingPointError where weights are no longer finite."""
     model, config = run.model, run.config
     norm = torch.nn.utils.get_total_norm([*model.parameters()])
     check_finite(step, norm_of_weights=distributed.unsharded(norm).item())
-    weights = lora.adapter_state(model) if config.lora_rank else {"model": model.state_dict()}
+    weights = lora.adapter_state(model) if model.adapter else {"model": model.state_dict()}
     content = {
         "step": step,
         "config": asdict(model.config),
@@ -454,7 +460,7 @@ def train(run: Run, stop: session.StopSignals) -> int:
         # This step's learning rate
         lr = lr_at(step, n_steps, plan.warmup_steps, plan.lr)
         for group in run.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_factor", 1)
 
         # Gradient and update
         n_supervised = train_set.n_supervised[indices].sum()

@@ -2,8 +2,8 @@
 
 A tokenizer cuts text into pieces with a regular expression (`SPLIT`) and, inside each, starts from
 single bytes and keeps joining the neighbours that give the token of the lowest rank
-(Sennrich et al., 2016, https://arxiv.org/abs/1508.07909; on bytes: Radford et al., 2019). Every
-byte is a token, so any text has an encoding. (SmolLM2's lacks some that text hardly ever has.)
+(Sennrich et al., 2016, arxiv.org/abs/1508.07909; on bytes: Radford et al., 2019). Every
+byte is a token (but for a few rare ones in SmolLM2's), so any text has an encoding.
 
 Special tokens (`<|endoftext|>`, `<|im_start|>`, ...) have ids, but no text ever becomes one: to
 `encode`, `<|im_start|>` is ordinary text. Whoever wants a special token asks for it with `special`.
@@ -24,8 +24,8 @@ import tiktoken
 
 END_OF_TEXT = "<|endoftext|>"
 
-# GPT-2's pattern, but `++` is possessive, and the run of white space before a word is bounded: the
-# matcher overflows its stack on a megabyte of spaces. Of fewer than 100,000, nothing changes.
+# GPT-2's pattern, but `++` is possessive, and runs of white space before a word are bounded: the
+# matcher would overflow its stack on a megabyte of spaces.
 GPT2_SPLIT = (
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s{1,100000}(?!\S)|\s"
 )
@@ -95,9 +95,7 @@ class Tokenizer:
         """The id of a special token. Raises ValueError where this tokenizer has no such token."""
         if name not in self.special_tokens:
             known = f"it has {', '.join(self.special_tokens)}"[:200]
-            raise ValueError(
-                f"the tokenizer has no special token {name!r} ({known}); add it with with_special"
-            )
+            raise ValueError(f"no special token {name!r} ({known}); add it with with_special")
         return self.special_tokens[name]
 
     def with_special(self, names: Iterable[str]) -> "Tokenizer":
@@ -172,8 +170,8 @@ def train_bpe(
     """
     n_text_tokens = vocab_size - len(special_tokens)
     if n_text_tokens < 256:
-        least = f"{256 + len(special_tokens)} (256 bytes and the special tokens)"
-        raise ValueError(f"vocab_size must be at least {least}")
+        least = 256 + len(special_tokens)
+        raise ValueError(f"vocab_size must be at least {least}: the bytes and the special tokens")
     ranks = {bytes([byte]): byte for byte in range(256)}
     piece_counts = Counter(piece for text in texts for piece in regex.findall(SPLIT, text))
     pieces = [[bytes([byte]) for byte in piece.encode("utf-8")] for piece in piece_counts]

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from experiments import pretraining, tuning
 from experiments.table import (
+    ALL,
+    COST,
     ENTITIES,
     FORGETTING,
     FORM,
@@ -25,6 +27,10 @@ from experiments.table import (
 EXPERIMENTS = {
     "tuning": Experiment(
         "Base, tuned, LoRA", tuning.ways_to_tune, SPLITS | FORM | UNKNOWN | FORGETTING
+    ),
+    "peft": Experiment("Few parameters", tuning.few_parameters, COST | SPLITS | FORGETTING),
+    "peft-rates": Experiment(
+        "Their learning rates, other questions", tuning.rates, ALL | SPLITS | FORGETTING
     ),
     "loss-mask": Experiment("Loss on which tokens", tuning.loss_mask, SPLITS | FORM | FORGETTING),
     "examples": Experiment(

@@ -5,10 +5,12 @@ printed, so that any of them can be repeated or changed alone.
 """
 
 import json
+import os
 import shlex
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ BASE = str(HERE / "data" / "base.pt")
 STEPS = ("--steps", "800", "--eval-every", "800")
 
 # The columns of the tables: their heads, and the rows of evaluate.py that they show.
+ALL = {"all": "right, all"}
 ENTITIES = {"entities": "right, split: entities"}
 SPLITS = ENTITIES | {"wordings": "right, split: wordings", "tasks": "right, split: tasks"}
 UNKNOWN = {
@@ -27,6 +30,8 @@ UNKNOWN = {
 }
 FORM = {"valid JSON": "valid JSON, where wanted", "stops": "stops by itself"}
 FORGETTING = {"loss on text": "loss, pretraining text"}
+FORGETTING |= {"new tokens apart": "loss, pretraining text, new tokens apart"}
+COST = {name: name for name in ("trained, thousands", "file, MB", "ms a step", "memory, MB")}
 
 
 @dataclass
@@ -34,8 +39,9 @@ class Row:
     """One line of a table: a model and how it is asked."""
 
     label: str
-    train: Sequence[str] | None = ()  # arguments of sft.py; None: the base as it is
+    train: Sequence[str] | None = ()  # arguments of the script; None: the base as it is
     ask: Sequence[str] = ()  # arguments of evaluate.py
+    script: str = "sft.py"  # or a fork of it
 
 
 @dataclass
@@ -62,32 +68,51 @@ def read(path: str) -> list[dict]:
 # Running
 
 
-def run(script: str, *arguments: str) -> None:
-    """A script of this repository, as from the command line. Raises ChildProcessError where it
-    fails."""
+def run(script: str, *arguments: str) -> tuple[float, float]:
+    """A script of this repository, as from the command line; gives its seconds and the most memory
+    that it had, in MB. Raises ChildProcessError where it fails."""
     command = f"python {script} {shlex.join(arguments)}"
     print(f"\n$ {command}", flush=True)
-    if subprocess.run([sys.executable, str(HERE / script), *arguments]).returncode:
+    started = time.monotonic()
+    process = subprocess.Popen([sys.executable, str(HERE / script), *arguments])
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)  # it need not be waited for again
+    if process.returncode:
         raise ChildProcessError(f"this command failed: {command}")
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    return time.monotonic() - started, usage.ru_maxrss * unit / 1e6
+
+
+def cost(run_folder: Path, seconds: float, megabytes: float) -> dict[str, float]:
+    """What a run has cost: the whole of it, evaluations and samples too, by its steps."""
+    import torch  # here, because listing the experiments does not need it
+
+    path = max(run_folder.glob("checkpoint-*.pt"))
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    trained = sum(tensor.numel() for tensor in saved.get("adapter", saved.get("model")).values())
+    values = trained / 1e3, path.stat().st_size / 1e6, 1e3 * seconds / saved["step"], megabytes
+    return dict(zip(COST, values))
 
 
 def measure(
-    row: Row, folder: Path, seed: int, trained: dict[tuple[str, ...], str]
+    row: Row, folder: Path, seed: int, trained: dict[tuple[str, ...], tuple[str, dict]]
 ) -> dict[str, float]:
-    """Train and ask the model of a row; what evaluate.py says of it.
+    """Train and ask the model of a row; what evaluate.py says of it, and what it has cost.
 
-    trained: sft.py's arguments -> folder of the run. Rows that only ask differently share one.
+    trained: script and arguments -> folder and cost of the run. Rows that only ask differently
+    share one.
     """
     run_folder = folder / "".join(c if c.isalnum() or c in "-." else "-" for c in row.label)
-    checkpoint = BASE
+    checkpoint, costs = BASE, {}
     if row.train is not None:
-        arguments = (*row.train, "--seed", str(seed))
-        if arguments not in trained:
-            run("sft.py", *arguments, "--out", str(run_folder), "--overwrite")
-        checkpoint = trained.setdefault(arguments, str(run_folder))
+        command = (row.script, *row.train, "--seed", str(seed))
+        if command not in trained:
+            spent = run(*command, "--out", str(run_folder), "--overwrite")
+            trained[command] = str(run_folder), cost(run_folder, *spent)
+        checkpoint, costs = trained[command]
     numbers = run_folder.with_name(run_folder.name + ".json")
     run("evaluate.py", checkpoint, *row.ask, "--json", str(numbers))
-    return json.loads(numbers.read_text(encoding="utf-8"))[checkpoint]
+    return json.loads(numbers.read_text(encoding="utf-8"))[checkpoint] | costs
 
 
 def run_experiment(

@@ -15,10 +15,35 @@ HELD_OUT = str(HERE / "data" / make_instruct.HELDOUT_FILE)
 EXAMPLES_A_SKILL = 20  # where wordings are compared
 REPLAY_SEED = 1_000_033  # documents that neither the base nor the text of evaluate.py has
 REPLAY_DOCUMENTS = 2000
+WAYS = {"full tuning": ("sft.py",), "LoRA, rank 8": ("sft.py", "--lora-rank", "8")}
+for method in ("dora", "bottleneck", "bitfit", "prefix", "prompt"):
+    WAYS[method] = ("experiments/peft.py", "--method", method)
+RATES_TRIED = ("5e-5", "1.5e-4", "5e-4", "1.5e-3", "5e-3", "1.5e-2", "5e-2")
+BEST_RATES = ("1.5e-4", *["1.5e-3"] * 4, *["1.5e-2"] * 2)
 
 
 def ways_to_tune(folder: Path, seed: int) -> list[Row]:
     return [Row("base", None), Row("full tuning"), Row("LoRA, rank 8", ("--lora-rank", "8"))]
+
+
+def few_parameters(folder: Path, seed: int) -> list[Row]:
+    """Each at its own best rate, see `rates`."""
+    rates = dict(zip(WAYS, BEST_RATES))
+    return [
+        Row(way, (*flags, "--lr", rates[way]), script=script)
+        for way, (script, *flags) in WAYS.items()
+    ]
+
+
+def rates(folder: Path, seed: int) -> list[Row]:
+    """Asked other questions than those of the tables: a best rate is not to be chosen by these."""
+    asked = ("--data", write(folder / "drawn.jsonl", make_instruct.make(5)["heldout-5.jsonl"]))
+    rows = []
+    for way, (script, *flags) in WAYS.items():
+        tried = RATES_TRIED[:4] if way == "full tuning" else RATES_TRIED[1:5]
+        for lr in RATES_TRIED[3:] if way in ("prompt", "prefix") else tried:
+            rows.append(Row(f"{way}, {lr}", (*flags, "--lr", lr), asked, script))
+    return rows
 
 
 def loss_mask(folder: Path, seed: int) -> list[Row]:

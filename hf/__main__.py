@@ -20,7 +20,7 @@ def export(checkpoint: str | Path, folder: str | Path, adapter: bool = False) ->
     """Write a checkpoint's model for transformers, or its adapter for peft; give the chat
     template's name."""
     model, tokenizer, meta = load_checkpoint(checkpoint)
-    if adapter and not getattr(model, "lora", None):
+    if adapter and not model.adapter:
         raise ValueError(
             f"{checkpoint}: no adapter in this checkpoint; export it without --adapter"
         )
@@ -81,4 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    from experiments.peft import register  # its kinds of adapters
+
+    register()
     sys.exit(main())

@@ -12,7 +12,7 @@ from hf.families import family_of, settings_of
 from hf.templates import jinja
 from hf.tokenizer_files import tokenizer_files
 from hf.weights import PUBLISHED, cache_folder, find_model, new_folder
-from lora import LoraLinear, merge_lora
+from lora import LoraConfig, LoraLinear, merge_lora
 from model import GPT
 from tokenizer import END_OF_TEXT, Tokenizer
 
@@ -66,7 +66,10 @@ def write_adapter(model: GPT, tokenizer: Tokenizer, meta: dict, out_dir: str | P
     their layers are parts of ours, each has our A, and its rows of our B. The rows of the special
     tokens are whole there, not differences. Raises ValueError and OSError, and then leaves
     nothing."""
-    lora, family = model.lora, family_of(model.config)
+    lora, family = model.adapter, family_of(model.config)
+    if not isinstance(lora, LoraConfig):
+        what = f"peft's form of an adapter of the kind {lora.kind!r} is not written"
+        raise ValueError(f"{what}; without --adapter, those that can be merged are exported merged")
     tensors, layers, base = {}, [], meta["base"]["path"]
     for name, module in model.named_modules():
         if isinstance(module, LoraLinear):

@@ -41,16 +41,17 @@ def generate_answers(
     max_new_tokens: int,
     batch_size: int = 64,
     show: Callable = lambda text, last: None,
+    **sampling,
 ) -> list[tuple[str, bool]]:
-    """Greedy answers, and whether they stopped by themselves. Of a long prompt the end is asked."""
-    context, answers = model.config.context_length, {}
+    """Answers, greedy or as `sampling` says, and whether they stopped. Of a long prompt its end."""
+    context, answers, stop = model.config.context_length, {}, stop_ids(tokenizer, template)
     room = max(context - max_new_tokens, context // 2)
     asked = [prompt_of(messages, tokenizer, template) for messages in conversations]
     by_length = sorted(range(len(asked)), key=lambda i: len(asked[i]))
     for first in range(0, len(asked), batch_size):
         rows = by_length[first : first + batch_size]
         prompts = [asked[i][-room:] for i in rows]
-        new_ids = model.generate(prompts, max_new_tokens, stop=stop_ids(tokenizer, template))
+        new_ids = model.generate(prompts, max_new_tokens, stop=stop, **sampling)
         for i, prompt, ids in zip(rows, prompts, new_ids):
             text = tokenizer.decode(ids)
             text = TEMPLATES[template].read(text) if template else text

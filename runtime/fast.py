@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 import model as plain
 from runtime.distributed import world_size
@@ -17,9 +18,10 @@ from runtime.distributed import world_size
 ROW_MULTIPLE = 32  # oneDNN compiles a kernel for each number of rows; so that these are few
 
 
-def speed_up(model: plain.GPT, device: str, compile_blocks: bool = False) -> plain.GPT:
-    """Replace parts of a model, in place, by forms that compute the same in less time on `device`:
-    padded attention on GPUs and in compiled blocks, oneDNN's products on some processors."""
+def speed_up(
+    model: plain.GPT, device: str, compile_blocks: bool = False, checkpointing: bool = False
+) -> plain.GPT:
+    """Put forms in, in place, that compute the same in less time, or memory, on `device`."""
     if device != "cpu" or compile_blocks:
         # Not compiled: it would be another graph for each number and kind of rectangles.
         attend = torch.compiler.disable(attend_padded) if compile_blocks else attend_padded
@@ -37,6 +39,8 @@ def speed_up(model: plain.GPT, device: str, compile_blocks: bool = False) -> pla
         compiled = torch.compile(plain.Block.forward, dynamic=True)
         for block in model.blocks:
             block.forward = functools.partial(forward_compiled, compiled, block)
+    for block in model.blocks if checkpointing else ():  # for less memory (Chen et al., 2016)
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
     return model
 
 

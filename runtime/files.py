@@ -95,9 +95,7 @@ def open_folder(out: str | None, name: str, overwrite: bool, protect: Path) -> P
     if earlier and protect.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"--overwrite would remove {protect}, this run's base; use another --out")
     if earlier and (mark := next(folder.glob(BASE_MARK.format("*")), None)):
-        raise ValueError(
-            f"--overwrite: an adapter stands on this run, see {mark}; use another --out"
-        )
+        raise ValueError(f"--overwrite: {mark} names an adapter on this run; use another --out")
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder):
         for path in earlier:

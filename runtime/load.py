@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 import hf
 from chat_template import TEMPLATES
-from lora import add_lora, fingerprint, lora_state_dict, merge_lora
+from lora import LoraConfig, add_lora, fingerprint, merge_lora, trained_state
 from model import GPT, GPTConfig
 from runtime.console import check_ranges, one_line, printable
 from runtime.distributed import shard_like
@@ -24,6 +24,7 @@ from runtime.files import check_plain, check_tensors, checkpoints_in, find_file,
 from tokenizer import Tokenizer
 
 TENSORS = ("model", "adapter", "optimizer")  # what tensors stand in; all else is text and numbers
+ADAPTERS = {LoraConfig.kind: add_lora}  # what adds those of a kind; forks add theirs
 DEEPEST_BASE = 8  # adapters on adapters; a file that names itself as its base would have no end
 
 
@@ -146,15 +147,18 @@ def put_on_base(saved: dict, dropout: float, depth: int) -> tuple[GPT, dict]:
 def attach_adapter(model: GPT, saved: dict) -> GPT:
     """Put the adapter in `saved` (see `lora.adapter_state`) on its base, in place. Raises an error
     where it does not belong there, before a rank or an id out of a hostile file takes memory."""
-    arguments, adapter = {**saved["lora"]}, saved["adapter"]
+    kind, adapter = saved.get("kind", LoraConfig.kind), saved["adapter"]
+    if not (add := ADAPTERS.get(kind)):
+        raise ValueError(f"an adapter of the kind {kind!r}; known are {', '.join(ADAPTERS)}")
+    arguments = {**saved[kind]}
     if arguments.pop("fingerprint") != fingerprint(model):
         raise ValueError("the adapter was trained on another base model than this one")
-    ranks = {len(tensor) for name, tensor in adapter.items() if name.endswith("lora_a")}
+    sizes = {len(tensor) for name, tensor in adapter.items() if not name.endswith("lora_b")}
+    numbers = {arguments[name] for name in ("rank", "size") if arguments.get(name)}
     token_ids, wrong = arguments["token_ids"], "the adapter does not fit its own configuration"
-    n_known = model.config.n_vocab + len(token_ids)
-    if ranks != {arguments["rank"]} or max(token_ids, default=0) >= n_known:
-        raise ValueError(f"{wrong}: rank {ranks}, {len(token_ids)} tokens")
-    if unlike := lora_state_dict(add_lora(model, **arguments)).keys() ^ adapter.keys():
+    if not numbers <= sizes or max(token_ids, default=0) >= model.config.n_vocab + len(token_ids):
+        raise ValueError(f"{wrong}: sizes {numbers}, {len(token_ids)} tokens")
+    if unlike := trained_state(add(model, **arguments)).keys() ^ adapter.keys():
         raise ValueError(f"{wrong}: {min(unlike)}")
     model.to(next(iter(adapter.values())).dtype)  # float64, if it was trained so
     model.load_state_dict(adapter, strict=False)  # strict over the adapter: checked just above

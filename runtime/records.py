@@ -356,6 +356,7 @@ def describe(of: Counter, max_length: int) -> list[str]:
         how = f"the shortest has {shortest}; see --max-length and --overlong"
         lines = [f"nothing to learn from: of {of['read']:,} conversations, {lost} ({how})"]
     notes = {key: of[key] for key in sorted(of, key=str) if isinstance(key, tuple)}
+    lines += ["documents only"] * (notes.get(DOCUMENTS) == of["read"])
     lines += [f"{n:,} {note[0]}" for note, n in notes.items() if len(note) == 1]
     unused = ", ".join(f"{note[1]!r} ({n:,})" for note, n in notes.items() if len(note) == 2)
     return lines + ([one_line(f"keys not used: {unused}")] if unused else [])

@@ -19,6 +19,8 @@ from runtime.console import LiveLine, accept_any_text, fail, log
 from runtime.distributed import rank
 from runtime.files import checkpoints_in
 
+COMMAND = "python sft.py"  # a fork has its own
+
 
 class StopSignals(contextlib.ExitStack):
     """Ctrl-C, SIGTERM and SIGHUP, as KeyboardInterrupt that goes no further than the `with` block;
@@ -65,7 +67,7 @@ def run_safely(prepare: Callable, train: Callable, argv: Sequence[str] | None) -
             reason = str(error) if mendable else "out of memory"
             if run and not mendable:
                 half = min(run.config.micro_batch_tokens, run.config.batch_tokens) // 2
-                reason += f"; try --micro-batch-tokens {half}, or a lower --max-length"
+                reason += f"; try --micro-batch-tokens {half}, or --activation-checkpointing"
             if run and rank() == 0:
                 kept = next(map(str, checkpoints_in(run.folder)), "none was written yet")
                 reason += f". Last good checkpoint: {kept}"
@@ -94,7 +96,7 @@ def exit_process(status: int) -> None:
 
 
 def resume_command(folder: Path) -> str:
-    return f"python sft.py --resume {shlex.quote(str(folder))}"
+    return f"{COMMAND} --resume {shlex.quote(str(folder))}"
 
 
 def circumstances(device: str, options) -> str:
@@ -112,7 +114,7 @@ def describe_training(options, model: GPT, base: str, saved: dict | None, device
     log(f"base      {base}: {n_parameters:.1f} M parameters, {shape}, vocabulary {sizes.n_vocab:,}")
     n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
     adapters = f"LoRA rank {options.lora_rank} on {', '.join(options.lora_targets)}"
-    what = adapters if options.lora_rank else "all weights"
+    what = adapters if options.lora_rank else getattr(model.adapter, "kind", "all weights")
     log(f"training  {what}, {n_trained:.2f} M parameters; learning rate {options.lr:g}")
     if saved:
         log(f"resuming  {saved['file']}, with step {saved['step'] + 1:,}")

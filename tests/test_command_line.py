@@ -500,7 +500,7 @@ def test_too_little_memory(here, tmp_path, monkeypatch, capsys, allocate, step):
         patch.setattr(sft, "accumulate_gradients", hungry)
         assert sft.main([*FLAGS, *flags.split()]) == 2
     saved = f"{tmp_path}/run/checkpoint-0000002.pt" if step == 3 else "none was written yet"
-    how = "try --micro-batch-tokens 77, or a lower --max-length"  # a step has 155
+    how = "try --micro-batch-tokens 77, or --activation-checkpointing"  # a step has 155
     told = f"error: out of memory; {how}. Last good checkpoint: {saved}\n"
     assert capsys.readouterr().err == told
     assert (tmp_path / "run").exists() == (step == 3)

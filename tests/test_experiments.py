@@ -1,16 +1,19 @@
 """experiments/: the rows of each experiment compare what they say, without training here."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import make_base as make_base_file
 
 import sft
 from data import make_instruct
-from experiments import pretraining, table
+from experiments import peft, pretraining, table
 from experiments.__main__ import EXPERIMENTS, main
 from experiments.table import Row
 from runtime.console import parse_arguments
@@ -34,6 +37,9 @@ def records_of(row: Row) -> list[dict]:
     return table.read(row.train[row.train.index("--data") + 1])
 
 
+OPTIONS = {"sft.py": sft.Config, "experiments/peft.py": peft.Config}
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_row_is_a_command_that_sft_accepts(name: str, tmp_path: Path, commands):
     """Labels are different, so no row writes over another; all options exist; all data files are
@@ -41,7 +47,8 @@ def test_every_row_is_a_command_that_sft_accepts(name: str, tmp_path: Path, comm
     rows = EXPERIMENTS[name].rows(tmp_path, 1)
     assert len({row.label for row in rows}) == len(rows) > 1
     for row in rows:
-        config, _ = parse_arguments(sft.Config, list(row.train or ()))
+        options = OPTIONS[row.script]
+        config, _ = parse_arguments(options, list(row.train or ()))
         for path in config.data:
             split_weight(path)
     for _, *arguments in commands:
@@ -150,32 +157,53 @@ def test_a_row_is_trained_asked_and_read(tmp_path: Path, monkeypatch):
     """The numbers are those of this row's own checkpoint."""
     ran = []
 
-    def run(script: str, *arguments: str) -> None:
+    def run(script: str, *arguments: str) -> tuple[float, float]:
         ran.append((script, *arguments))
         if script == "evaluate.py":
             numbers = Path(arguments[arguments.index("--json") + 1])
             numbers.write_text(json.dumps({arguments[0]: {"right": 7}}))
+        return 2.5, 100.0
 
     monkeypatch.setattr(table, "run", run)
+    monkeypatch.setattr(table, "cost", lambda folder, *spent: {folder.name: spent})
     row = Row("lr 1e-3, twice", ("--lr", "1e-3"), ("--template", "xml"))
-    trained = {}
-    assert table.measure(row, tmp_path, 3, trained) == {"right": 7}
+    trained, spent = {}, {"lr-1e-3--twice": (2.5, 100.0)}
+    assert table.measure(row, tmp_path, 3, trained) == {"right": 7} | spent
     folder = str(tmp_path / "lr-1e-3--twice")
     assert ran[0] == ("sft.py", "--lr", "1e-3", "--seed", "3", "--out", folder, "--overwrite")
     assert ran[1][:4] == ("evaluate.py", folder, "--template", "xml")
-    table.measure(Row("as it is", None), tmp_path, 3, trained)
+    assert table.measure(Row("as it is", None), tmp_path, 3, trained) == {"right": 7}
     assert len(ran) == 3 and ran[2][1] == table.BASE
-    table.measure(Row("asked again", ("--lr", "1e-3")), tmp_path, 3, trained)
+    again = Row("asked again", ("--lr", "1e-3"))
+    assert table.measure(again, tmp_path, 3, trained) == {"right": 7} | spent
     assert len(ran) == 4 and ran[3][:2] == ("evaluate.py", folder)
     table.measure(Row("another seed", ("--lr", "1e-3")), tmp_path, 4, trained)
     assert len(ran) == 6 and ran[4][4:6] == ("4", "--out")
+    table.measure(Row("a fork", ("--lr", "1e-3"), script="fork.py"), tmp_path, 3, trained)
+    assert len(ran) == 8 and ran[6][0] == "fork.py"
+
+
+def test_what_a_run_has_cost(tmp_path: Path):
+    """Of its newest checkpoint: the adapter's tensors, or all; what is on the disk; its steps."""
+    path = make_base_file(tmp_path / "checkpoint-0000000.pt")
+    content = torch.load(path, weights_only=True) | {"step": 40}
+    n_weights = sum(tensor.numel() for tensor in content["model"].values())
+    for step, more, trained in ((20, {}, n_weights), (40, {"adapter": {"a": torch.ones(7)}}, 7)):
+        path = tmp_path / f"checkpoint-{step:07d}.pt"
+        torch.save(content | more, path)
+        wanted = trained / 1e3, path.stat().st_size / 1e6, 50.0, 300.0
+        assert tuple(table.cost(tmp_path, 2.0, 300.0).values()) == wanted
+
+
+def test_seconds_and_memory_are_those_of_the_command():
+    seconds, megabytes = table.run("chat.py", "--help")
+    assert 0 < seconds < 60 and 10 < megabytes < 5000
 
 
 def test_a_failing_command_ends_the_experiment(tmp_path: Path, monkeypatch, capsys):
     """One line, exit status 2, and no table that looks complete. A folder's name may hold anything,
     and does not drive the terminal."""
-    failed = subprocess.CompletedProcess([], returncode=2)
-    monkeypatch.setattr(subprocess, "run", lambda command: failed)
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
     assert main(["loss-mask", "--out", str(tmp_path / "red\x1b[31m")]) == 2
     said = capsys.readouterr()
     assert said.err.startswith("error: this command failed: python sft.py")

@@ -418,3 +418,36 @@ def test_a_few_graphs_for_all_lists_of_lengths(compiler) -> None:
     ids = torch.tensor([0])
     assert_same(learn(model.train(), ids, [1]), learn(plain, ids, [1]))
     assert n_graphs() <= 12 and not torch._dynamo.utils.counters["recompile_limit"]
+
+
+# Activations computed twice
+
+
+@pytest.mark.parametrize(
+    "form, family", [*((form, "gpt2") for form in ("plain", *FORMS)), ("plain", "qwen3")]
+)
+def test_activation_checkpointing_changes_memory_alone(form: str, family: str, put_in) -> None:
+    """Claim 14, and dropout draws the same twice: the same bits as without, of adapters, too; what
+    a block has computed is not kept; and it is plain in generation, and in a copy."""
+    kept: list[int] = []
+    results, models = [], []
+    for checkpointing in (False, True):
+        model = make_model(dtype=dtype_of(form), dropout=0.3, **FAMILIES[family])
+        add_lora(model, rank=2, dropout=0.2)
+        model = model if form == "plain" else put_in(form, model)
+        if checkpointing:
+            speed_up(model, "cpu:0" if form == "padded" else "cpu", checkpointing=True)
+        model = copy.deepcopy(model).train()
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: kept.append(tensor.numel()) or tensor, lambda tensor: tensor
+        ):
+            results.append(learn(model, batch_of([3, 17, 1, 40, 2]), [3, 17, 1, 40, 2]))
+        models.append((model.generate([[1, 2, 3], [7]], 9), sum(kept)))
+        kept.clear()
+    assert all(torch.equal(results[1][name], value) for name, value in results[0].items())
+    (plain, all_kept), (sparing, few_kept) = models
+    assert plain == sparing and (few_kept < all_kept / 2 or form == "compiled"), (
+        few_kept,
+        all_kept,
+    )

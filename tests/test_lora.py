@@ -279,7 +279,7 @@ def test_the_file_holds_all_that_the_adapter_needs_and_nothing_of_the_base(tmp_p
     model, path = adapted(**settings).eval(), tmp_path / "adapter.pt"
     save(model, path)
     saved = torch.load(path, weights_only=True)
-    assert saved.keys() == {"lora", "adapter"}
+    assert saved.keys() == {"kind", "lora", "adapter"}
     assert saved["lora"] == settings | {"fingerprint": fingerprint(make_model())}
     ends = [f"{target}.lora_{letter}" for target in settings["targets"] for letter in "ab"]
     names = {f"blocks.{i}.{end}" for i in (0, 1) for end in ends}
@@ -288,7 +288,7 @@ def test_the_file_holds_all_that_the_adapter_needs_and_nothing_of_the_base(tmp_p
     checkpoint = tmp_path / "checkpoint.pt"
     save(model, checkpoint, step=3, template="chatml")
     for loaded in (attach(make_model(), file).eval() for file in (path, checkpoint)):
-        assert loaded.lora == model.lora and loaded.config == model.config
+        assert loaded.adapter == model.adapter and loaded.config == model.config
         assert torch.equal(loaded(IDS), model(IDS))
         trained = {name for name, p in loaded.named_parameters() if p.requires_grad}
         assert trained == saved["adapter"].keys()
@@ -330,7 +330,7 @@ def test_a_runs_model_is_put_together_from_its_base_and_its_adapter(
         base = tmp_path / name
         save_checkpoint(base, run)
         loaded, tokenizer, meta = load_checkpoint(base)
-        assert torch.equal(loaded(IDS % 257), model(IDS % 257)) and loaded.lora == model.lora
+        assert torch.equal(loaded(IDS % 257), model(IDS % 257)) and loaded.adapter == model.adapter
         assert tokenizer.n_vocab == 257 and meta["step"] == 3 and "adapter" not in meta
     make_base(tmp_path / "base.pt", seed=1)
     with pytest.raises(ValueError, match="second.pt.*first.pt.*trained on another base"):

@@ -5,6 +5,7 @@ import inspect
 import runpy
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ PARAMETERS = {
 OPTIONS = """data val_data template train_on max_length overlong reasoning init dropout lora_rank lora_alpha
     lora_dropout lora_targets epochs steps batch_tokens micro_batch_tokens lr warmup_steps
     weight_decay grad_clip out resume overwrite eval_every save_every keep_checkpoints cache seed
-    device dtype compile fsdp"""
+    device dtype activation_checkpointing compile fsdp"""
 COMMANDS = ["sft.py", "chat.py", "evaluate.py", "chat_template.py", "hf", "experiments"]
 
 
@@ -115,7 +116,7 @@ def test_commands(name: str, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     monkeypatch.delitem(sys.modules, f"{name}.__main__", raising=False)
     run, where = (runpy.run_path, ROOT / name) if name.endswith(".py") else (runpy.run_module, name)
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit) as stop, mock.patch.dict(chat_template.TEMPLATES):
         run(str(where), run_name="__main__")
     out, err = capsys.readouterr()
     assert stop.value.code == 0 and out.startswith("usage: ") and err == ""

@@ -626,7 +626,7 @@ def test_rows_of_tokens_that_the_base_has_but_never_saw_are_trained(
     before = model.tok_emb.weight
     config = sft.Config(init=str(path), template=template, lora_rank=2)
     adapted, tokenizer, _ = sft.start_model(config)
-    assert list(adapted.lora.token_ids) == trained
+    assert list(adapted.adapter.token_ids) == trained
     after = lora.merge_lora(adapted).tok_emb.weight
     stop = tokenizer.special(TEMPLATES[template].stop)
     wanted = before[256] if stop in trained else after[stop]
@@ -961,7 +961,7 @@ def test_a_base_that_an_adapter_stands_on_is_kept(
     assert mark.read_text() == said
     capsys.readouterr()
     assert run(data, small, base, "--steps 1 --overwrite") == 2
-    assert f"an adapter stands on this run, see {mark};" in capsys.readouterr().err
+    assert f"{mark} names an adapter on this run;" in capsys.readouterr().err
     mark.unlink()
     assert sft.main(["--resume", str(base), "--steps", "7"]) == 0
     assert [path.name[-4] for path in checkpoints_in(base)] == ["7"]

@@ -232,7 +232,7 @@ def test_too_little_memory(place: Place, counts: Counter) -> None:
     flags += " --batch-tokens 20000 --micro-batch-tokens"
     fault, name = {"memory": 2**23, "step": 1}, "little memory"
     ended = place.run("all weights", name, f"{flags} 20000", fault)
-    told = "error: out of memory; try --micro-batch-tokens 10000, or a lower --max-length."
+    told = "error: out of memory; try --micro-batch-tokens 10000, or --activation-checkpointing."
     told += " Last good checkpoint: none was written yet\n"
     assert (ended["status"], ended["err"]) == (2, told)
     assert not (place.folder / name / "run").exists()

@@ -356,7 +356,7 @@ def test_an_adapter_of_a_run_in_peft(tmp_path, kind) -> None:
         arguments = ["export", str(tmp_path / "run"), str(tmp_path / folder), *more]
         assert hf_main.main(arguments) == 0
     ours, _, _ = load_checkpoint(tmp_path / "run")
-    assert ours.lora.token_ids == (257, 258) and ours.tok_emb.lora_rows.abs().min(1).values.max()
+    assert ours.adapter.token_ids == (257, 258) and ours.tok_emb.lora_rows.abs().min(1).values.max()
     theirs = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     ids = random_ids(2, 50)

@@ -288,7 +288,7 @@ def test_a_real_base_learns_to_stop(tmp_path, capsys) -> None:
         model, tokenizer, _ = load_checkpoint(path)
         answers = generate_answers(model, tokenizer, "chatml", questions, 100)
         stopped.append(sum(stopped_by_itself for _, stopped_by_itself in answers))
-    assert model.lora.token_ids == (1, 2)
+    assert model.adapter.token_ids == (1, 2)
     with capsys.disabled():
         print(f"\nstops by itself: base {stopped[0]}, tuned {stopped[1]} of {len(questions)}")
     assert stopped[0] < 10 and stopped[1] > 25
