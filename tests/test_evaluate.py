@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import conversation, write_jsonl
+from conftest import assert_exact, conversation, make_model, write_jsonl
 
 import evaluate
 import sft
-from chat_template import Message, render
+from chat_template import TEMPLATES, Message, render
 from evaluate import Question
 from runtime.load import load_checkpoint
 
@@ -72,7 +72,12 @@ def test_the_command_compares_base_and_tuned(base: Path, place: Path, capsys):
     before, after = numbers.values()
     assert before["right, all"] == 0 and after["right, skill: agree"] == 100
     assert after["stops by itself"] == 100 and after["loss, supervised tokens"] < 0.1
-    assert after["loss, pretraining text"] > 0 and "loss, supervised tokens" not in before
+    apart = "loss, pretraining text, new tokens apart"
+    assert before[apart] == before["loss, pretraining text"]
+    assert (
+        0 < after[apart] <= after["loss, pretraining text"]
+        and "loss, supervised tokens" not in before
+    )
     assert "right, split: train" in capsys.readouterr().out
 
 
@@ -98,6 +103,24 @@ def test_losses_are_the_yardsticks(base: Path, place: Path, monkeypatch):
     assert found["loss, pretraining text"] == pytest.approx(by_hand, rel=1e-5)
     monkeypatch.setattr(sft, "objective", lambda logits, labels: 1000 + 0 * logits.sum())
     assert numbers_of(place, base, tuned) == numbers
+
+
+def test_what_new_tokens_took_is_told_apart(tokenizer):
+    """Claim 25: a model that gives half of its probability to a template's tokens and to rows
+    without a token has forgotten nothing; end-of-text is no new token."""
+    base, model, ids = make_model(), make_model(), torch.randint(0, 257, (2, 30))
+    model.grow_vocab(259)
+    assert model.config.vocab_size == 320
+    with torch.no_grad():
+        model.tok_emb.weight[257:] = model.tok_emb.weight[:63] * 1.5
+    labels = torch.randint(0, 257, (60,))
+    before = sft.nll_sum(base(ids).flatten(0, 1), labels)
+    assert sft.nll_sum(model(ids).flatten(0, 1), labels) > before + 5
+    tokenizer = tokenizer.with_special(TEMPLATES["chatml"].special_tokens)
+    evaluate.hide_new_tokens(model, tokenizer, "chatml")
+    assert_exact(sft.nll_sum(model(ids).flatten(0, 1), labels), before)
+    evaluate.hide_new_tokens(base, tokenizer, None)
+    assert_exact(sft.nll_sum(base(ids).flatten(0, 1), labels), before)
 
 
 @pytest.mark.parametrize("records", [[], [{"text": "no answer in it"}]])
