@@ -126,7 +126,7 @@ def add_lora(
 
 
 def merge_lora(model: nn.Module) -> nn.Module:
-    """Add the differences to the weights and take the adapters out, in place, if there are any."""
+    """Add the differences to the weights, take the adapters out, in place, if there are any."""
     for name, module in list(model.named_modules()):
         if hasattr(module, "merged"):
             replace(model, name, module.merged())
@@ -136,7 +136,7 @@ def merge_lora(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def copy_row(tok_emb: nn.Module, source: int, target: int) -> None:
-    """Let a token's row start as another one's: the row, or, if it is frozen, its difference."""
+    """Let a token's row start as another's: the row, or, if it is frozen, its difference."""
     if isinstance(tok_emb, LoraTokens):
         weight = tok_emb.base.weight
         tok_emb.lora_rows[tok_emb.token_ids == target] = weight[source] - weight[target]
@@ -151,11 +151,12 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
     """The trained tensors alone, by name."""
-    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    tensors = model.state_dict(keep_vars=True)  # FSDP has its say
+    return {name: p.detach() for name, p in tensors.items() if p.requires_grad}
 
 
 def adapter_state(model: nn.Module) -> dict:
-    """All that an adapter is, plain values and tensors; `runtime/load.py` attaches it again."""
+    """All that an adapter is, plain values and tensors, for `runtime/load.py`."""
     kind, config = model.adapter.kind, asdict(model.adapter)
     return {"kind": kind, kind: config, "adapter": trained_state(model)}
 

@@ -357,7 +357,7 @@ class Run:
     last_step: int = 0  # done before, if the run is resumed
 
     def batches(self, step: int, indices: np.ndarray) -> Iterator[Batch]:
-        """This process's micro-batches of a step. Dropout is a function of the place in the run."""
+        """This process's micro-batches of a step. Dropout depends on the place in the run."""
         limit = self.config.micro_batch_tokens
         for i, micro_batch in enumerate(micro_batches_of(indices, self.data.train_set, limit)):
             place = self.config.seed, step, i, distributed.rank()
@@ -365,7 +365,7 @@ class Run:
             yield collate(self.data.train_set, micro_batch, self.device)
 
     def validate(self, step: int) -> float | None:
-        """Loss on the held-out conversations; None where there are none."""
+        """Loss on the held-out conversations, if any."""
         data, how = self.data, (self.config.micro_batch_tokens, self.device, self.autocast)
         if not len(data.val_indices):
             return None
@@ -375,7 +375,7 @@ class Run:
 
 
 def prepare(argv: Sequence[str] | None) -> Run:
-    """All that comes before the first step. Raises ValueError, OSError for what a user can mend."""
+    """All before the first step. Raises ValueError, OSError for what a user can mend."""
     config, given = parse_arguments(Config, argv)
     check_ranges(config)
     saved = read_run(config.resume, Config) if config.resume else None
