@@ -91,8 +91,7 @@ def is_lack_of_memory(error: Exception) -> bool:
 
 def exit_process(status: int) -> None:
     """FSDP leaves threads, which may abort Python's own exit; torchrun would call it a failure."""
-    leave = os._exit if distributed.world_size() > 1 else sys.exit
-    leave(status)
+    (os._exit if distributed.world_size() > 1 else sys.exit)(status)
 
 
 def resume_command(folder: Path) -> str:

@@ -236,4 +236,5 @@ def test_what_is_told_before_training(tmp_path: Path, tokenizer):
     assert len(kept.ids) - len(dropped.ids) == len("<think>\nbecause\n</think>\n\n")
     alone = write_jsonl(tmp_path / "documents.jsonl", [{"text": "ab"}] * 3)
     _, report = build_dataset([alone], tokenizer, "chatml")
-    assert report[2:] == ["3 documents without turns, of which all text is learned"]
+    told = "3 documents without turns, of which all text is learned"
+    assert report[2:] == ["documents only", told]
