@@ -294,6 +294,7 @@ def adapt(model: GPT, config: Config, token_ids: Sequence[int]) -> None:
     """Put adapters on the model, if asked for, and new tokens into it."""
     shape = config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets
     if config.lora_rank:
+        torch.manual_seed(config.seed)
         lora.add_lora(model, *shape, token_ids=token_ids)
     else:
         model.grow_vocab(max(token_ids, default=0) + 1)
@@ -310,7 +311,6 @@ def start_model(config: Config) -> tuple[GPT, Tokenizer, dict]:
     # A base that knew no template may have this one's tokens, and never have seen them.
     names = () if meta["template"] else {*template.special_tokens} - {END_OF_TEXT}
     unseen = {*map(tokenizer.special, names), *range(n_known, tokenizer.n_vocab)}
-    torch.manual_seed(config.seed)
     adapt(model, config, sorted(unseen))
     stop = tokenizer.special(template.stop)
     if stop in unseen:  # so that it is likely from the start where the base expects a text to end

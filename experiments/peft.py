@@ -211,6 +211,7 @@ def register() -> None:
 
 def adapt(model: GPT, config: Config, token_ids: Sequence[int]) -> None:
     size = SIZES[config.method] if config.size is None else config.size
+    torch.manual_seed(config.seed)
     add_adapter(model, config.method, size, token_ids)
 
 
