@@ -2,8 +2,9 @@
 
     python experiments/peft.py --method dora
 
-Each starts as the base, bit for bit, and trains, beside its own parameters, the rows of the
-template's new tokens, as LoRA does. Runs are saved, resumed, asked and measured as those of sft.py.
+Each starts as the base, bit for bit (a prompt or prefix: on text that does not begin with it), and
+trains, beside its own parameters, the rows of the template's new tokens, as LoRA does. Runs are
+saved, resumed, asked and measured as those of sft.py.
 """
 
 import itertools
@@ -209,17 +210,22 @@ def register() -> None:
         TEMPLATES[f"{name}+{length}"] = longer
 
 
+def size_of(config: Config) -> int:
+    return SIZES[config.method] if config.size is None else config.size
+
+
 def adapt(model: GPT, config: Config, token_ids: Sequence[int]) -> None:
-    size = SIZES[config.method] if config.size is None else config.size
     torch.manual_seed(config.seed)
-    add_adapter(model, config.method, size, token_ids)
+    add_adapter(model, config.method, size_of(config), token_ids)
 
 
 def start_model(config: Config, start=sft.start_model) -> tuple:
     """As `sft.start_model`, from a template that begins with the prompt where there is one."""
-    size = SIZES[config.method] if config.size is None else config.size
+    size = size_of(config)
     if config.lora_rank:
         raise ValueError("--lora-rank is for sft.py; here --method and --size say what is trained")
+    if config.method == "bitfit" and size:
+        raise ValueError("bitfit has no --size: it trains the biases that are there")
     if config.method in ("prompt", "prefix"):
         if size not in LENGTHS or config.train_on == "all":
             raise ValueError(f"a {config.method} has --size {LENGTHS}, and no --train-on all")

@@ -182,6 +182,7 @@ def test_a_run_is_saved_resumed_and_loaded(method: str, tmp_path: Path, capsys):
     "flags, reason",
     [
         ("--lora-rank 2", "--lora-rank is for sft.py; here --method and --size say what is"),
+        ("--method bitfit --size 3", "bitfit has no --size: it trains the biases that are"),
         ("--method prompt --size 7", "a prompt has --size (5, 20, 50), and no --train-on all"),
         ("--method prefix --train-on all", "a prefix has --size (5, 20, 50), and no --train-on"),
     ],
